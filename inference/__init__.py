@@ -1,0 +1,19 @@
+"""Inference for any Pyro program: training, evaluation, checkpoints, pictures."""
+
+from inference.data import DataSet, from_tensors, load_data
+from inference.elbo import ESTIMATORS
+from inference.evaluation import Evaluation, evaluate
+from inference.svi import FitResult, fit
+from inference.weights import log_weights
+
+__all__ = [
+    "ESTIMATORS",
+    "DataSet",
+    "Evaluation",
+    "FitResult",
+    "evaluate",
+    "fit",
+    "from_tensors",
+    "load_data",
+    "log_weights",
+]

@@ -1,0 +1,102 @@
+"""Data sets by name or path: ``load_data("mnist5k")``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inference.data.dataset import (
+    DataInfo,
+    DataSet,
+    MemorySplit,
+    StreamSplit,
+    as_dataset,
+    from_tensors,
+)
+from inference.data.files import load_array_file, load_image_folder
+from inference.data.sources import (
+    Source,
+    binarized_mnist,
+    data_root,
+    digits,
+    mnist5k,
+    torchvision_classes,
+    torchvision_set,
+)
+from inference.data.transforms import binarize as binarize_data
+from inference.data.transforms import dequantize as dequantize_data
+from ppl_models.errors import PplError, UnknownNameError
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(digits, "1,797 digits, 1×8×8, labels; embedded (scikit-learn)", "normal*"),
+    "mnist5k": Source(mnist5k, "5,000 MNIST digits, 1×28×28, labels; embedded", "normal*"),
+    "binarized_mnist": Source(
+        binarized_mnist, "MNIST in its fixed binarization, 1×28×28", "bernoulli"
+    ),
+}
+"""Data sets that are not torchvision's."""
+
+
+def load_data(
+    data: str,
+    *,
+    data_root: str | None = None,
+    binarize: str = "none",
+    dequantize: bool = False,
+    num_workers: int = 0,
+) -> DataSet:
+    """A data set by name or path.
+
+    Args:
+        data: ``digits``, ``mnist5k``, ``binarized_mnist``, any image set of torchvision
+            (``mnist``, ``fashion_mnist``, ``cifar10``, ...), an ``.npy`` or ``.npz`` file, or a
+            folder of images.
+        data_root: folder of downloaded files; else the variable PPL_DATA_ROOT, else a cache.
+        binarize: ``none``, ``threshold``, ``static`` (once) or ``dynamic`` (every batch anew).
+        dequantize: add uniform noise to bytes, so that densities give bits per dimension.
+        num_workers: processes that read a data set that is streamed.
+
+    Raises:
+        UnknownNameError: no data set, file or folder of that name.
+        PplError: the data are missing, malformed or not what the options need.
+    """
+    loaded = binarize_data(_load(data, data_root, num_workers), binarize)
+    if dequantize and binarize != "none":
+        raise PplError("binarized data cannot be dequantized; give one of the two options")
+    return dequantize_data(loaded) if dequantize else loaded
+
+
+def _load(name: str, root: str | None, num_workers: int) -> DataSet:
+    folder = data_root(root)
+    if name in SOURCES:
+        return SOURCES[name].load(folder)
+    path = Path(name)
+    if path.suffix in (".npy", ".npz"):
+        if not path.is_file():
+            raise PplError(f"there is no data file {name!r} (looked in {Path.cwd()})")
+        return load_array_file(path)
+    if path.is_dir():
+        return load_image_folder(path, num_workers)
+    classes = torchvision_classes()
+    key = name.lower().replace("_", "").replace("-", "")
+    if key in classes:
+        return torchvision_set(classes[key], folder)
+    raise UnknownNameError(
+        "data set",
+        name,
+        [*SOURCES, "mnist", "fashion_mnist", "cifar10"],
+        "Or any image set of torchvision, an .npy or .npz file, or a folder of images.",
+    )
+
+
+__all__ = [
+    "SOURCES",
+    "DataInfo",
+    "DataSet",
+    "MemorySplit",
+    "StreamSplit",
+    "as_dataset",
+    "binarize_data",
+    "dequantize_data",
+    "from_tensors",
+    "load_data",
+]

@@ -1,0 +1,236 @@
+"""What a program is worth on a data set: ELBO, rate, distortion, IWAE bound, bits, active units.
+
+All of it comes from the log weights of :mod:`inference.weights`, in nats per datum, unscaled.
+
+Shapes: K particles, B data, D latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.weights import SiteDensities, batch_size, particle_blocks
+from ppl_models.errors import PplError
+from ppl_models.program import Batch, Program, as_program
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active if Var_x E_q[z] exceeds this (Burda et al. 2016)."""
+
+
+@dataclass
+class Evaluation:
+    """Numbers of one program on one data set; nats per datum."""
+
+    elbo: float
+    """Evidence lower bound, higher is better; unscaled."""
+    elbo_se: float | None
+    """Its Monte-Carlo standard error, given the data; None for a single particle."""
+    rate: float
+    """KL(q(z|x) ‖ p(z)), all latent sites together."""
+    distortion: float
+    """−E_q log p(x | z)."""
+    kl: dict[str, float]
+    """Rate by latent site."""
+    iwae: float | None
+    """log (1/K) Σ_k w_k, the K-particle bound; None where weights are not per datum."""
+    iwae_se: float | None
+    """Its Monte-Carlo standard error, given the data (delta method); None for one particle."""
+    ess: float | None
+    """Mean over data of the effective sample size over K, in (0, 1]."""
+    bits_per_dim: float | None
+    """From the ELBO; None where a density of these data is no probability of the originals."""
+    iwae_bits_per_dim: float | None
+    active_units: int | None
+    """Latent dimensions in use, of the sites whose guide tells its mean; None if none does."""
+    active_units_by_site: dict[str, int]
+    auxiliary: dict[str, float]
+    """Auxiliary losses, by site; part of none of the above."""
+    num_data: int
+    num_particles: int
+    deterministic_guide: bool
+    """The guide is a point: ``elbo`` is then log p(x, z) there, and no bound on log p(x)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers under their names, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    program: object,
+    batches: Iterable[Batch],
+    *,
+    num_particles: int = 1,
+    num_data: int | None = None,
+    log_jacobian: float | None = None,
+    max_rows: int = 16_384,
+    seed: int = 0,
+) -> Evaluation:
+    """Evaluate a program.
+
+    Args:
+        program: any object with ``model`` and ``guide``.
+        batches: the data, as dicts of fields (B, ...) on the program's device; one dict will do.
+        num_particles: K, importance samples per datum.
+        num_data: size of the training set, for programs that name it.
+        log_jacobian: log |dx/du| per dimension (nats) from the values that ``x`` is counted in
+            (0 for binary data, −log 256 for dequantized bytes scaled to [0, 1]); None: no bits.
+        max_rows: particles times data that are run at once; bounds the memory.
+        seed: of the draws; the global random state is left as it was.
+
+    Returns:
+        An :class:`Evaluation`.
+
+    Raises:
+        PplError: there are no data, or ``num_particles`` is not positive.
+    """
+    if num_particles < 1:
+        raise PplError(f"num_particles must be at least 1, got {num_particles}")
+    if isinstance(batches, dict):
+        batches = [batches]
+    program = as_program(program)
+    totals = _Totals(num_particles)
+    training = program.training
+    program.eval()
+    devices = list({p.device for p in program.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for batch in batches:
+                _add_batch(totals, program, batch, num_particles, num_data, max_rows)
+    finally:
+        program.train(training)
+    return totals.result(log_jacobian, program.deterministic_guide)
+
+
+def _add_batch(
+    totals: _Totals, program: Program, batch: Batch, k: int, num_data: int | None, max_rows: int
+) -> None:
+    for start in range(0, batch_size(batch), max_rows):
+        part = {name: value[start : start + max_rows] for name, value in batch.items()}
+        weights = _DatumWeights()
+        for block in particle_blocks(program, part, k, num_data, max_rows):
+            weights.add(block.log_weights)
+            totals.add_block(block, first=weights.count == len(block.log_weights))
+        totals.add_weights(weights)
+
+
+class _DatumWeights:
+    """Running sums over particles of each datum's weight, in float64; (B,) each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.log_sum = self.log_sum_sq = self.mean = self.sum_sq_dev = torch.tensor(0.0)
+
+    def add(self, log_w: Tensor) -> None:
+        """Take in a block of log weights (k, B)."""
+        log_w = log_w.double()
+        k = len(log_w)
+        block_mean = log_w.mean(0)
+        block_dev = (log_w - block_mean).square().sum(0)
+        log_sum, log_sum_sq = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
+        if self.count == 0:
+            self.log_sum, self.log_sum_sq = log_sum, log_sum_sq
+            self.mean, self.sum_sq_dev = block_mean, block_dev
+        else:
+            delta, n = block_mean - self.mean, self.count + k
+            self.log_sum = torch.logaddexp(self.log_sum, log_sum)
+            self.log_sum_sq = torch.logaddexp(self.log_sum_sq, log_sum_sq)
+            self.sum_sq_dev = self.sum_sq_dev + block_dev + delta**2 * (self.count * k / n)
+            self.mean = self.mean + delta * (k / n)
+        self.count += k
+
+
+@dataclass
+class _Totals:
+    """Sums over data."""
+
+    num_particles: int
+    num_data: int = 0
+    dims: int = 0
+    elbo_var: float = 0.0
+    iwae: float = 0.0
+    iwae_var: float = 0.0
+    ess: float = 0.0
+    distortion: float = 0.0
+    kl: dict[str, float] = field(default_factory=dict)
+    global_kl: dict[str, list[float]] = field(default_factory=dict)
+    auxiliary: dict[str, float] = field(default_factory=dict)
+    means: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add_block(self, block: SiteDensities, first: bool) -> None:
+        """Take in a block of particles; their means over K add up to nats."""
+        k = self.num_particles
+        self.dims = block.dims
+        self.distortion += float(block.distortion.double().sum()) / k
+        for name, value in block.kl.items():
+            if value.dim() == 2:
+                self.kl[name] = self.kl.get(name, 0.0) + float(value.double().sum()) / k
+            else:
+                self.global_kl.setdefault(name, []).append(float(value.double().mean()))
+        for name, value in block.auxiliary.items():
+            self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.double().sum()) / k
+        if first:
+            for name, mean in block.guide_means.items():
+                self.means.setdefault(name, []).append(mean.double().mean(0).flatten(1).cpu())
+
+    def add_weights(self, weights: _DatumWeights) -> None:
+        """Take in a finished batch."""
+        k = self.num_particles
+        ess = (2 * weights.log_sum - weights.log_sum_sq).exp()  # in [1, K]
+        self.num_data += len(ess)
+        self.iwae += float((weights.log_sum - math.log(k)).sum())
+        self.ess += float(ess.sum()) / k
+        if k > 1:
+            self.iwae_var += float(((k / ess - 1) / (k - 1)).sum())
+            self.elbo_var += float(weights.sum_sq_dev.sum()) / (k * (k - 1))
+
+    def result(self, log_jacobian: float | None, deterministic: bool) -> Evaluation:
+        """The numbers per datum."""
+        n, k = self.num_data, self.num_particles
+        if n == 0:
+            raise PplError("there are no data to evaluate on")
+        kl = {name: value / n for name, value in self.kl.items()}
+        kl |= {name: sum(v) / len(v) / n for name, v in self.global_kl.items()}
+        rate, distortion = sum(kl.values()), self.distortion / n
+        elbo = -(rate + distortion)
+        per_datum = not self.global_kl and not deterministic
+        iwae = self.iwae / n if per_datum else None
+        spread = k > 1 and per_datum
+        active = self._active_units()
+        return Evaluation(
+            elbo=elbo,
+            elbo_se=math.sqrt(self.elbo_var) / n if spread else None,
+            rate=rate,
+            distortion=distortion,
+            kl=kl,
+            iwae=iwae,
+            iwae_se=math.sqrt(self.iwae_var) / n if spread else None,
+            ess=self.ess / n if per_datum else None,
+            bits_per_dim=None if deterministic else self._bits(elbo, log_jacobian),
+            iwae_bits_per_dim=self._bits(iwae, log_jacobian),
+            active_units=sum(active.values()) if active else None,
+            active_units_by_site=active,
+            auxiliary={name: value / n for name, value in self.auxiliary.items()},
+            num_data=n,
+            num_particles=k,
+            deterministic_guide=deterministic,
+        )
+
+    def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:
+        if nats is None or log_jacobian is None:
+            return None
+        return -(nats / self.dims + log_jacobian) / math.log(2)
+
+    def _active_units(self) -> dict[str, int]:
+        found = {name: torch.cat(parts) for name, parts in self.means.items()}
+        return {
+            name: int((means.var(0) > ACTIVE_VARIANCE).sum())
+            for name, means in found.items()
+            if len(means) > 1
+        }

@@ -1,0 +1,60 @@
+"""Metrics of a run: CSV and JSON lines beside whatever other Fabric loggers there are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import Logger
+
+from inference.checkpoint import write_atomically
+
+
+class MetricsFile(Logger):
+    """A Fabric logger that keeps ``metrics.csv`` and ``metrics.jsonl`` of a run folder.
+
+    The files are rewritten whole from the rows so far, so after a resume they hold exactly the
+    rows that the run without the interruption would have.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def name(self) -> str:
+        """Name for Fabric."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Version for Fabric."""
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is in ``config.yaml``."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row and write the files."""
+        self.rows.append(dict(metrics))
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
+        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(self.folder / "metrics.jsonl", lines.encode())
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; none if there is no such file."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

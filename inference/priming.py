@@ -1,0 +1,152 @@
+"""Before the first step: run the program once, and refuse what cannot be trained.
+
+Running it once creates its lazy parameters (``pyro.param``, autoguides) and shows its sites.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from inference.data.checks import check_finite, check_labels
+from inference.data.dataset import DataSet, MemorySplit, Split
+from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
+from ppl_models.errors import PplError, ProgramError, describe
+from ppl_models.program import Batch, Program
+
+
+def check_fields_named(program: Program, split: Split) -> None:
+    """Refuse data that lack a field which the program names.
+
+    Raises:
+        ProgramError: with the program's fields and the data's.
+    """
+    lacking = [name for name in program.fields if name not in split.fields]
+    if lacking:
+        raise ProgramError(
+            f"{program.name} names the field(s) {', '.join(map(repr, lacking))}, which the data "
+            f"lack. The program names: {', '.join(program.fields)}; the data have: "
+            f"{', '.join(split.fields)}."
+        )
+
+
+def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
+    """Run guide and model once, with Pyro's validation, and match their sites.
+
+    Args:
+        program: the program; its lazy parameters exist afterwards.
+        batch: a few data, on the program's device.
+        num_data: size of the training set.
+
+    Returns:
+        The traces, without gradient.
+
+    Raises:
+        ProgramError: model or guide fails on the batch, or they do not match.
+    """
+    import pyro
+
+    check_batch(batch)
+    try:
+        with torch.no_grad(), pyro.validation_enabled(True), program.scope():
+            traces = run_traces(
+                program.run_model, program.run_guide, (batch,), {"num_data": num_data}
+            )
+            if not enumerates(traces):
+                check_traces(traces)
+    except PplError:
+        raise
+    except Exception as error:
+        shapes = {name: tuple(value.shape) for name, value in batch.items()}
+        hint = _pixel_hint(str(error))
+        raise ProgramError(
+            f"{program.name} fails on a batch with fields {shapes}: {describe(error)}{hint}"
+        ) from error
+    return traces
+
+
+def enumerates(traces: Traces) -> bool:
+    """Whether a latent of the model is summed out instead of being in the guide."""
+    in_guide = {name for name, _ in sample_sites(traces.guide)}
+    return any(
+        name not in in_guide and not site["is_observed"] and site["infer"].get("enumerate")
+        for name, site in sample_sites(traces.model)
+    )
+
+
+def check_batch(batch: Batch) -> None:
+    """Refuse NaN and infinity in a batch.
+
+    Raises:
+        PplError: naming field and index.
+    """
+    for name, value in batch.items():
+        check_finite(name, value, "batch")
+
+
+def check_data(traces: Traces, batch: Batch, data: DataSet) -> None:
+    """Check all in-memory data: finite, labels in range, and in the support of their sites.
+
+    Args:
+        traces: of the program on ``batch``.
+        batch: the batch.
+        data: the data set.
+
+    Raises:
+        PplError: naming split, field, index and remedy.
+    """
+    supports = dict(_supports(traces, batch))
+    for part in ("train", "valid", "test"):
+        split = data.split(part)
+        if not isinstance(split, MemorySplit):
+            continue  # a stream is checked batch by batch, by the loss
+        where = f"data {data.info.name!r} ({part})"
+        for name, value in split.tensors.items():
+            check_finite(name, value, where)
+            if name == "y" and data.info.num_classes is not None:
+                check_labels(value, data.info.num_classes, where)
+            if name in supports and split.transform is None:
+                _check_support(name, value, supports[name], where)
+
+
+def _supports(traces: Traces, batch: Batch) -> list[tuple[str, Any]]:
+    """Fields that are observed as they are, with the distribution that they must fit."""
+    found = []
+    for _, site in sample_sites(traces.model):
+        if site["is_observed"] and not isinstance(site["fn"], _Subsample):
+            found += [(field, site["fn"]) for field, v in batch.items() if v is site["value"]]
+    return found
+
+
+def _check_support(name: str, value: Tensor, fn: Any, where: str) -> None:
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return
+    for start in range(0, len(value), 4096):
+        part = value[start : start + 4096]
+        try:
+            ok = support.check(part)
+        except RuntimeError:
+            return  # the support is that of this batch's shape alone
+        ok = ok.reshape(len(part), -1).all(-1)
+        if not bool(ok.all()):
+            index = start + int((~ok).nonzero()[0])
+            kind = type(getattr(fn, "base_dist", fn)).__name__
+            raise PplError(
+                f"{where}: field {name!r} at index {index} is outside the support of the model's "
+                f"{kind} at site {name!r} (values from {float(value[index].min()):g} to "
+                f"{float(value[index].max()):g}).{_pixel_hint(kind)}"
+            )
+
+
+def _pixel_hint(text: str) -> str:
+    if "Bernoulli" not in text:
+        return ""
+    return (
+        " A Bernoulli takes 0 and 1 alone: binarize the data (--binarize dynamic, static or "
+        "threshold), or use a likelihood that fits grey values (such as --model.likelihood normal)."
+    )

@@ -1,0 +1,147 @@
+"""The run folder: configuration, environment, checkpoints, metrics, evaluation, pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from inference.checkpoint import load_checkpoint, load_parameters, write_atomically
+from inference.data import DataSet, load_data
+from inference.devices import dtype_of, make_fabric
+from inference.priming import prime
+from ppl_models.catalog import build, source_file
+from ppl_models.errors import PplError
+from ppl_models.program import Program, as_program
+
+CONFIG = "config.yaml"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    packages = ("torch", "pyro-ppl", "numpy", "torchvision", "lightning-fabric")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def environment() -> dict[str, Any]:
+    """Where a run takes place: versions, platform, processor, devices."""
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda_devices": devices,
+        "command": sys.argv,
+    }
+
+
+def create_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Make a run folder with its configuration.
+
+    Args:
+        folder: its path; may exist if it is empty.
+        config: written to ``config.yaml``.
+        overwrite: delete what is there, if it is a run.
+
+    Raises:
+        PplError: the folder holds something, or cannot be made.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        is_run = (folder / CONFIG).is_file()
+        if not overwrite or not is_run:
+            raise PplError(
+                f"{folder} exists already"
+                + ("; go on with it by --resume, replace it by --overwrite, or " if is_run else
+                   " and is no run; ")
+                + "name another folder by --out"
+            )
+        shutil.rmtree(folder)
+    save_config(folder, config)
+    text = json.dumps(environment(), indent=2)
+    write_atomically(folder / "environment.json", text.encode())
+    user_file = source_file(config["program"])
+    if user_file is not None:
+        write_atomically(folder / "source" / user_file.name, user_file.read_bytes())
+
+
+def save_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write ``config.yaml``, from which the run can be made again."""
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomically(folder / CONFIG, text.encode())
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """A run's configuration.
+
+    Raises:
+        PplError: the folder is no run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        what = "holds no run" if folder.is_dir() else "does not exist"
+        raise PplError(f"{folder} {what} (no {CONFIG}); make one with: ppl train vae --out {folder}")
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise PplError(f"{path} is no YAML: {error}") from error
+    if not isinstance(config, dict) or not {"program", "model", "data", "fit"} <= set(config):
+        raise PplError(f"{path} is no run's configuration: expected program, model, data and fit")
+    return config
+
+
+@dataclass
+class Run:
+    """A trained program with its data, as its folder tells."""
+
+    folder: Path
+    config: dict[str, Any]
+    program: Program
+    data: DataSet
+    epoch: int
+
+
+def load_run(
+    folder: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    data_root: str | None = None,
+) -> Run:
+    """Open a run folder.
+
+    Args:
+        folder: made by ``ppl train``.
+        checkpoint: ``best`` (by validation ELBO) or ``last``.
+        device: where to.
+        data_root: folder of data files, if it is another than in training.
+
+    Returns:
+        The program in evaluation mode, and the data, both on the device.
+
+    Raises:
+        PplError: no run, no such checkpoint, or one that does not fit.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    state = load_checkpoint(path)
+    fabric = make_fabric(device, config["fit"]["precision"])
+    dtype = dtype_of(config["fit"]["precision"])
+    options = config["data"] | ({"data_root": data_root} if data_root is not None else {})
+    data = load_data(**options).map(lambda split: split.to(fabric.device, dtype))
+    program = as_program(build(config["program"], **config["model"])).to(fabric.device, dtype)
+    with torch.random.fork_rng():
+        prime(program, next(iter(data.train.batches(8))), len(data.train))
+    program.to(fabric.device, dtype)
+    load_parameters(program, state, path)
+    program.eval()
+    return Run(folder, config, program, data, state["position"]["epoch"])

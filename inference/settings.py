@@ -1,0 +1,126 @@
+"""What a training run is set to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+
+from ppl_models.errors import PplError, UnknownNameError
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
+
+FIXED_ON_RESUME = (
+    "estimator",
+    "num_particles",
+    "optimizer",
+    "learning_rate",
+    "lr_schedule",
+    "batch_size",
+    "kl_warmup",
+    "clip_grad_norm",
+    "seed",
+    "precision",
+)
+"""Settings that a resumed run shares with its first part, or it would be another run."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of :func:`inference.fit`, which documents them."""
+
+    estimator: str | ELBO
+    num_particles: int
+    optimizer: str | OptimizerFactory
+    learning_rate: float
+    lr_schedule: str | ScheduleFactory
+    epochs: int
+    batch_size: int
+    kl_warmup: float
+    clip_grad_norm: float | None
+    patience: int | None
+    valid_particles: int
+    checkpoint_every: float
+    seed: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        positive = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "num_particles": self.num_particles,
+            "valid_particles": self.valid_particles,
+            "learning_rate": self.learning_rate,
+            "clip_grad_norm": self.clip_grad_norm,
+            "patience": self.patience,
+        }
+        for name, value in positive.items():
+            if value is not None and not value > 0:
+                raise PplError(f"{name} must be positive, got {value}")
+        if self.kl_warmup < 0:
+            raise PplError(f"kl_warmup must not be negative, got {self.kl_warmup}")
+        if isinstance(self.lr_schedule, str) and self.lr_schedule not in SCHEDULES:
+            raise UnknownNameError("learning-rate schedule", self.lr_schedule, SCHEDULES)
+        if isinstance(self.optimizer, str) and self.optimizer not in optimizers():
+            raise UnknownNameError("optimizer", self.optimizer, optimizers())
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as plain values; objects by their type's name."""
+        return {
+            name: value if isinstance(value, str | int | float | None) else type(value).__name__
+            for name, value in asdict(self).items()
+        }
+
+    def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over these parameters; fused where torch has it."""
+        if not isinstance(self.optimizer, str):
+            return self.optimizer(parameters)
+        cls = optimizers()[self.optimizer]
+        fused: dict[str, Any] = {"fused": True} if self.optimizer in FUSED else {}
+        return cls(parameters, lr=self.learning_rate, **fused)
+
+    def make_schedule(self, optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
+        """The learning-rate schedule, stepped after every update."""
+        if not isinstance(self.lr_schedule, str):
+            return self.lr_schedule(optimizer)
+        return SCHEDULES[self.lr_schedule](optimizer, num_steps)
+
+
+FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
+
+
+def optimizers() -> dict[str, Any]:
+    """torch's optimizers that take gradients alone, by name."""
+    closures = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
+    return {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and name not in closures
+    }
+
+
+def _constant(optimizer: torch.optim.Optimizer, _: int) -> LRScheduler:
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _cosine(optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
+    return CosineAnnealingLR(optimizer, T_max=num_steps)
+
+
+def _linear(optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
+    return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps))
+
+
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "linear": _linear,
+}
+"""Learning-rate schedules: constant, or decaying to zero over the run."""

@@ -1,0 +1,220 @@
+"""Stochastic variational inference: :func:`fit` trains any Pyro program on any data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.loggers import Logger
+from pyro.infer import ELBO
+
+from inference.data.dataset import DataSet, Split, as_dataset
+from inference.devices import dtype_of, isolated_rng, make_fabric
+from inference.elbo import make_estimator
+from inference.loop import LAST, TrainingLoop
+from inference.metrics import MetricsFile
+from inference.priming import check_data, check_fields_named, enumerates, prime
+from inference.progress import Progress
+from inference.settings import OptimizerFactory, ScheduleFactory, Settings
+from inference.signals import StopRequest, stop_on_signals
+from inference.validation import Validator
+from ppl_models.errors import PplError
+from ppl_models.program import Program, as_program
+
+
+@dataclass
+class FitResult:
+    """A trained program and how it came about."""
+
+    program: Program
+    """With the parameters of its best epoch (or the last, as asked)."""
+    data: DataSet
+    """What it was trained on, on the device it was trained on."""
+    history: list[dict[str, Any]]
+    """One row an epoch, as in ``metrics.csv``; nats per datum."""
+    best_epoch: int
+    stopped_early: bool
+    run_dir: Path | None
+
+    @property
+    def elbo(self) -> float:
+        """Validation ELBO of the best epoch."""
+        return float(self.history[self.best_epoch - 1]["valid_elbo"])
+
+
+def fit(
+    program: Any,
+    data: Any,
+    *,
+    estimator: str | ELBO = "analytic_kl",
+    num_particles: int = 1,
+    optimizer: str | OptimizerFactory = "Adam",
+    learning_rate: float = 1e-3,
+    lr_schedule: str | ScheduleFactory = "constant",
+    epochs: int = 20,
+    batch_size: int = 100,
+    kl_warmup: float = 0.0,
+    clip_grad_norm: float | None = None,
+    patience: int | None = None,
+    valid_particles: int = 1,
+    keep: str = "best",
+    checkpoint_every: float = 60.0,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "32",
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    loggers: Sequence[Logger] = (),
+    progress: bool | None = None,
+) -> FitResult:
+    """Train a Pyro program by stochastic variational inference.
+
+    Every parameter is trained: those of ``nn.Module``s, ``pyro.param``s, and autoguides'.
+    Pyro's global parameter store and the global random state are left as they were.
+
+    Args:
+        program: any object with ``model`` and ``guide``; see ``docs/adding_a_model.md``.
+        data: a data set of :func:`inference.load_data`, or tensors (N, ...): one array, or a
+            dict of fields, split 80/10/10 at random.
+        estimator: a name of ``inference.elbo.ESTIMATORS`` or any ``pyro.infer.ELBO`` object.
+        num_particles: draws per datum and step, for an estimator given by name.
+        optimizer: a name of ``torch.optim``, or a function from parameters to an optimizer.
+        learning_rate: for an optimizer given by name.
+        lr_schedule: ``constant``, ``cosine`` or ``linear`` (both decay to 0), or a function from
+            the optimizer to a torch schedule; stepped after every update.
+        epochs: passes over the training data.
+        batch_size: data per step.
+        kl_warmup: epochs over which the weight of the KL term rises from 0 to 1. It weighs
+            training alone; the reported ELBO is never scaled.
+        clip_grad_norm: largest norm of the gradient of the loss per datum.
+        patience: stop after this many epochs without a better validation ELBO.
+        valid_particles: draws per datum in validation.
+        keep: ``best`` gives back the parameters of the best validation ELBO, ``last`` the last.
+        checkpoint_every: seconds between checkpoints within an epoch; there is one after each.
+        seed: of draws, order of the data and lazy parameters. (Networks made before this call
+            have their own.)
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``32``, ``64``, or ``bf16`` (autocast).
+        run_dir: folder for checkpoints and metrics; nothing is written when left out.
+        resume: go on from the checkpoint in ``run_dir``, if there is one.
+        tensorboard: write TensorBoard events to ``run_dir/tensorboard``.
+        loggers: further Lightning Fabric loggers.
+        progress: show a bar; when left out, if somebody is looking.
+
+    Returns:
+        A :class:`FitResult`; its ``program`` holds the trained parameters.
+
+    Raises:
+        PplError: options, data or program are not fit for use; the message says what to do.
+        TrainingInterrupted: SIGINT or SIGTERM; a checkpoint was written.
+
+    Example:
+        >>> from inference import fit, load_data
+        >>> from ppl_models.vae import VAE
+        >>> fitted = fit(VAE((1, 8, 8), latent_dim=2), load_data("digits"), epochs=1)
+        >>> fitted.history[0]["epoch"]
+        1
+    """
+    settings = Settings(
+        estimator=estimator,
+        num_particles=num_particles,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        lr_schedule=lr_schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        kl_warmup=kl_warmup,
+        clip_grad_norm=clip_grad_norm,
+        patience=patience,
+        valid_particles=valid_particles,
+        checkpoint_every=checkpoint_every,
+        seed=seed,
+        precision=precision,
+    )
+    if keep not in ("best", "last"):
+        raise PplError(f"keep must be 'best' or 'last', got {keep!r}")
+    folder = None if run_dir is None else Path(run_dir)
+    fabric = make_fabric(
+        device, precision, [*_run_loggers(folder, tensorboard, resume), *loggers]
+    )
+    with isolated_rng(seed), stop_on_signals() if folder else _never() as stop:
+        loop = _prepare(program, data, settings, fabric, folder, progress)
+        if folder is not None:
+            _take_up(loop, folder, resume)
+        loop.run(stop)
+        if keep == "best":
+            loop.restore_best()
+    for logger in fabric.loggers:
+        logger.finalize("success")
+    loop.program.eval()
+    return FitResult(
+        loop.program, loop.data, loop.at.history, loop.at.best_epoch, loop.stopped_early, folder
+    )
+
+
+class _never:
+    """No signals are caught: Ctrl-C is the ordinary KeyboardInterrupt."""
+
+    def __enter__(self) -> StopRequest:
+        return StopRequest()
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _run_loggers(folder: Path | None, tensorboard: bool, resume: bool) -> list[Logger]:
+    if folder is None:
+        if tensorboard:
+            raise PplError("tensorboard needs a run_dir to write to")
+        return []
+    found: list[Logger] = [MetricsFile(folder)]
+    if tensorboard:
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        purge = {"purge_step": 0} if resume else {}  # the history is logged again
+        found.append(TensorBoardLogger(folder, name="tensorboard", version="", **purge))
+    return found
+
+
+def _prepare(
+    program: Any, data: Any, settings: Settings, fabric: Any, folder: Path | None, progress: Any
+) -> TrainingLoop:
+    """Data and program on the device, checked and primed, in a loop ready to run."""
+    dtype = dtype_of(settings.precision)
+    wrapped = as_program(program).to(fabric.device, dtype)
+    dataset = as_dataset(data)
+    check_fields_named(wrapped, dataset.train)
+    needed = lambda split: _only(split, wrapped.fields).to(fabric.device, dtype)  # noqa: E731
+    placed = dataset.map(needed)
+    num_data = len(placed.train)
+    batch = next(iter(placed.train.batches(min(8, settings.batch_size))))
+    traces = prime(wrapped, batch, num_data)
+    check_data(traces, batch, placed)
+    wrapped.to(fabric.device, dtype)  # parameters that came into being just now
+    validator = Validator(
+        placed.valid,
+        make_estimator(settings.estimator, settings.num_particles),
+        enumerates(traces),
+        settings.valid_particles,
+        num_data,
+    )
+    bar = Progress(num_data * settings.epochs, progress)
+    return TrainingLoop(wrapped, placed, settings, fabric, validator, folder, bar)
+
+
+def _only(split: Split, fields: Sequence[str]) -> Split:
+    return split
+
+
+def _take_up(loop: TrainingLoop, folder: Path, resume: bool) -> None:
+    last = folder / "checkpoints" / LAST
+    if not last.is_file():
+        return
+    if not resume:
+        raise PplError(
+            f"{folder} holds a run already; give resume=True to go on with it, or another folder"
+        )
+    loop.resume(last)

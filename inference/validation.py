@@ -1,0 +1,62 @@
+"""The numbers of every epoch, on held-out data: ELBO, rate, distortion, unscaled."""
+
+from __future__ import annotations
+
+import torch
+from pyro.infer import ELBO
+
+from inference.data.dataset import Split
+from inference.evaluation import evaluate
+from ppl_models.program import Program
+
+BATCH = 1024
+
+
+class Validator:
+    """Evaluates a program on a split, with the same draws every time.
+
+    Args:
+        split: held-out data, on the device.
+        estimator: of the training; its loss stands in where the program sums a latent out.
+        enumerated: whether it does.
+        num_particles: importance samples per datum.
+        num_data: size of the training set.
+    """
+
+    def __init__(
+        self, split: Split, estimator: ELBO, enumerated: bool, num_particles: int, num_data: int
+    ) -> None:
+        self.split = split
+        self.estimator = estimator
+        self.enumerated = enumerated
+        self.num_particles = num_particles
+        self.num_data = num_data
+
+    def __call__(self, program: Program) -> dict[str, float]:
+        """Validation numbers under the names of ``metrics.csv``; nats per datum."""
+        if self.enumerated:
+            return {"valid_elbo": self._elbo_by_estimator(program)}
+        result = evaluate(
+            program,
+            self.split.batches(BATCH),
+            num_particles=self.num_particles,
+            num_data=self.num_data,
+        )
+        numbers = {
+            "valid_elbo": result.elbo,
+            "valid_rate": result.rate,
+            "valid_distortion": result.distortion,
+        }
+        return numbers | {f"valid_{name}": value for name, value in result.auxiliary.items()}
+
+    def _elbo_by_estimator(self, program: Program) -> float:
+        total = 0.0
+        options = {"num_data": None}
+        training = program.training
+        program.eval()
+        with torch.random.fork_rng(), torch.no_grad(), program.scope():
+            torch.manual_seed(0)
+            for batch in self.split.batches(BATCH):
+                total += self.estimator.loss(program.run_model, program.run_guide, batch, **options)
+        program.train(training)
+        return -float(total) / len(self.split)

@@ -1,0 +1,256 @@
+"""Log densities and importance weights, per datum, of any program.
+
+Everything that is reported of a program is derived from here. The densities are free of
+``poutine.scale`` and of subsampling; masks count, for they are part of the model.
+
+Particles are drawn by repeating the data: a batch of B data is run as K·B rows, so any program
+whose latents are local is vectorized as it stands, whatever its networks make of extra
+dimensions. A program with global latents is run once a particle.
+
+Shapes: K particles, B data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from inference.elbo.base import Site, Traces, run_traces, sample_sites
+from ppl_models.errors import ProgramError
+from ppl_models.program import Batch, Program, as_program
+
+DATA_PLATE = "data"
+
+
+@dataclass
+class SiteDensities:
+    """Log densities of one block of particles, by site.
+
+    Local sites, those in the data plate, have shape (K, B); global ones (K,).
+    """
+
+    observed: dict[str, Tensor]
+    """log p of the observed sites."""
+    prior: dict[str, Tensor]
+    """log p of the latent sites."""
+    posterior: dict[str, Tensor]
+    """log q of the guide's sites."""
+    auxiliary: dict[str, Tensor]
+    """Auxiliary losses, by site; part of no ELBO."""
+    guide_means: dict[str, Tensor]
+    """E_q[z], (K, B, event...), of the local latents whose distribution tells it."""
+    dims: int
+    """Observed elements per datum."""
+
+    @property
+    def distortion(self) -> Tensor:
+        """−log p(x | z), (K, B)."""
+        return -_total(self.observed)
+
+    @property
+    def kl(self) -> dict[str, Tensor]:
+        """log q − log p by latent site, (K, B) or (K,); its mean is the site's KL."""
+        names = dict.fromkeys([*self.posterior, *self.prior])
+        zero = torch.zeros(())
+        return {n: self.posterior.get(n, zero) - self.prior.get(n, zero) for n in names}
+
+    @property
+    def global_sites(self) -> list[str]:
+        """Latent sites outside the data plate."""
+        return [name for name, value in self.kl.items() if value.dim() == 1]
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) − log q(z) of the local sites, (K, B)."""
+        local = [value for value in self.kl.values() if value.dim() == 2]
+        return -self.distortion - sum(local, torch.zeros(()))
+
+
+def _total(terms: dict[str, Tensor]) -> Tensor:
+    values = list(terms.values())
+    return sum(values[1:], values[0])
+
+
+def batch_size(batch: Batch) -> int:
+    """B, the length of the batch's fields."""
+    return len(next(iter(batch.values())))
+
+
+def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
+    """The batch K times over, particle by particle: fields (K·B, ...)."""
+    if num_particles == 1:
+        return dict(batch)
+    return {k: v.repeat(num_particles, *[1] * (v.dim() - 1)) for k, v in batch.items()}
+
+
+def data_dim(trace: poutine.Trace, rows: int) -> int:
+    """The dimension of the data plate: the plate ``data``, or else the only one of that size.
+
+    Raises:
+        ProgramError: no plate, or more than one, could be it.
+    """
+    frames = {
+        (frame.name, frame.dim): frame.size
+        for _, site in sample_sites(trace)
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    }
+    named = [dim for (name, dim) in frames if name == DATA_PLATE]
+    if named:
+        return named[0]
+    fitting = [dim for (_, dim), size in frames.items() if size == rows]
+    if len(fitting) != 1:
+        plates = ", ".join(f"{n!r} of size {s}" for (n, _), s in frames.items()) or "none"
+        raise ProgramError(
+            f"cannot tell which plate holds the {rows} data of the batch (plates: {plates}). "
+            f"Put the sites of a datum in `with pyro.plate('{DATA_PLATE}', len(x), dim=-1):`, in "
+            "model and guide."
+        )
+    return fitting[0]
+
+
+def site_densities(
+    program: object, batch: Batch, num_particles: int = 1, *, num_data: int | None = None
+) -> SiteDensities:
+    """Run guide and model on a batch and take every site's log density per datum.
+
+    Args:
+        program: any object with ``model`` and ``guide``.
+        batch: fields (B, ...).
+        num_particles: K, all run at once.
+        num_data: size of the data set, for programs with global latents.
+
+    Raises:
+        ProgramError: the program's sites cannot be told apart by datum.
+    """
+    program = as_program(program)
+    rows = batch_size(batch) * num_particles
+    densities = _densities(program, repeat(batch, num_particles), rows, num_data, num_particles)
+    if num_particles == 1 or not densities.global_sites:
+        return densities
+    # Repeated rows share a global draw, so they are no independent particles.
+    runs = [_densities(program, batch, batch_size(batch), num_data, 1) for _ in range(num_particles)]
+    return stack(runs)
+
+
+def stack(runs: list[SiteDensities]) -> SiteDensities:
+    """Blocks of particles as one, along K."""
+
+    def cat(part: str) -> dict[str, Tensor]:
+        return {k: torch.cat([getattr(r, part)[k] for r in runs]) for k in getattr(runs[0], part)}
+
+    parts = ("observed", "prior", "posterior", "auxiliary", "guide_means")
+    return SiteDensities(*map(cat, parts), dims=runs[0].dims)
+
+
+def _densities(
+    program: Program, batch: Batch, rows: int, num_data: int | None, num_particles: int
+) -> SiteDensities:
+    options: dict[str, Any] = {"num_data": num_data}
+    with program.scope():
+        traces = run_traces(program.run_model, program.run_guide, (batch,), options)
+    dim = data_dim(traces.model, rows)
+
+    def per_datum(site: Site) -> Tensor:
+        return _reduce(site, dim, rows, num_particles)
+
+    out = SiteDensities({}, {}, {}, {}, {}, dims=0)
+    for name, site in sample_sites(traces.model):
+        if site["infer"].get("is_auxiliary_loss"):
+            out.auxiliary[name] = -per_datum(site)
+        elif site["is_observed"]:
+            out.observed[name] = per_datum(site)
+            out.dims += site["value"].numel() // rows
+        else:
+            out.prior[name] = per_datum(site)
+    out.posterior.update((name, per_datum(site)) for name, site in sample_sites(traces.guide))
+    _check_complete(out)
+    out.guide_means.update(_guide_means(traces, dim, num_particles))
+    return out
+
+
+def _check_complete(densities: SiteDensities) -> None:
+    if not densities.observed:
+        raise ProgramError(
+            "the model observes nothing of the batch: give a sample site `obs=x`, where x is a "
+            "field of the data that the model names"
+        )
+    missing = [name for name in densities.prior if name not in densities.posterior]
+    if missing:
+        raise ProgramError(
+            f"latent site {missing[0]!r} of the model is not in the guide; its importance weight "
+            "needs a guide that samples it (or a model that sums it out)"
+        )
+
+
+def _reduce(site: Site, dim: int, rows: int, num_particles: int) -> Tensor:
+    """A site's log density, unscaled and masked, summed to (K, B), or to (K,) if it is global."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    local = any(f.vectorized and f.dim == dim and f.size == rows for f in site["cond_indep_stack"])
+    if not local:
+        return log_prob.sum().expand(num_particles)
+    shape = site["fn"].batch_shape
+    log_prob = log_prob.broadcast_to(torch.broadcast_shapes(shape, log_prob.shape))
+    per_row = log_prob.movedim(dim, 0).flatten(1).sum(-1) if log_prob.dim() > 1 else log_prob
+    return per_row.unflatten(0, (num_particles, -1))
+
+
+def _guide_means(traces: Traces, dim: int, num_particles: int) -> Iterator[tuple[str, Tensor]]:
+    for name, site in sample_sites(traces.guide):
+        frames = site["cond_indep_stack"]
+        if name not in traces.model.nodes or not any(f.dim == dim for f in frames):
+            continue
+        fn = site["fn"]
+        try:
+            mean = fn.mean
+        except (NotImplementedError, AttributeError):
+            continue
+        axis = dim - len(fn.event_shape)
+        if mean.dtype.is_floating_point and mean.dim() >= -axis:
+            yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))
+
+
+def log_weights(
+    program: object,
+    batch: Batch,
+    num_particles: int = 1,
+    *,
+    num_data: int | None = None,
+    max_rows: int = 16_384,
+) -> Tensor:
+    """Log importance weights log p(x, z) − log q(z), per particle and datum.
+
+    Args:
+        program: any object with ``model`` and ``guide``.
+        batch: fields (B, ...).
+        num_particles: K.
+        num_data: size of the data set, for programs that name it.
+        max_rows: particles times data that are run at once; bounds the memory.
+
+    Returns:
+        (K, B), without any ``poutine.scale`` and without gradient. Densities of global latents
+        are left out: they belong to the data set, not to a datum.
+
+    References:
+        Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2016, arXiv:1509.00519.
+    """
+    blocks = particle_blocks(program, batch, num_particles, num_data, max_rows)
+    return torch.cat([block.log_weights for block in blocks])
+
+
+@torch.no_grad()
+def particle_blocks(
+    program: object, batch: Batch, num_particles: int, num_data: int | None, max_rows: int
+) -> Iterator[SiteDensities]:
+    """The K particles in blocks of at most ``max_rows`` rows."""
+    block = max(1, max_rows // batch_size(batch))
+    for start in range(0, num_particles, block):
+        size = min(block, num_particles - start)
+        yield site_densities(program, batch, size, num_data=num_data)

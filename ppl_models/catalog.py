@@ -1,0 +1,166 @@
+"""Programs by name: ``"vae"``, ``"package.module:Name"``, ``"file.py:Name"``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ppl_models.errors import PplError, ProgramError, UnknownNameError, describe
+from ppl_models.program import Program
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A program of the catalog."""
+
+    target: str
+    """Where its constructor is, as ``module:Name``."""
+    summary: str
+    reference: str
+
+
+CATALOG: dict[str, Entry] = {
+    "vae": Entry(
+        "ppl_models.vae:VAE",
+        "variational autoencoder, fully connected",
+        "Kingma & Welling 2014, arXiv:1312.6114",
+    ),
+}
+
+
+def resolve(spec: str) -> Callable[..., Any]:
+    """The constructor of a program.
+
+    Args:
+        spec: a name of the catalog, ``package.module:Name``, ``path/to/file.py:Name``, or
+            ``path/to/file.py`` for a file with functions ``model`` and ``guide``.
+
+    Returns:
+        A class or function that makes an object with ``model`` and ``guide``.
+
+    Raises:
+        UnknownNameError: nothing of that name.
+        ProgramError: the file or class is no program.
+    """
+    if spec in CATALOG:
+        spec = CATALOG[spec].target
+    location, name = _split(spec)
+    if location.endswith(".py"):
+        module = _import_file(Path(location))
+    elif name:
+        module = _import_module(location)
+    else:
+        raise UnknownNameError(
+            "model", spec, CATALOG, "Or give `package.module:Name` or `path/to/file.py:Name`."
+        )
+    return _constructor(module, name, spec) if name else _plain_functions(module, spec)
+
+
+def locate(spec: str) -> str:
+    """The spec with a file's path made absolute, so that it holds from any folder."""
+    path = source_file(spec)
+    if path is None:
+        return spec
+    name = _split(spec)[1]
+    return f"{path}:{name}" if name else str(path)
+
+
+def source_file(spec: str) -> Path | None:
+    """The user's file behind a spec, or None for an installed program."""
+    location = _split(spec)[0]
+    return Path(location).resolve() if location.endswith(".py") else None
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """The place and the name of a spec; the name is empty if there is none."""
+    location, colon, name = spec.rpartition(":")
+    return (location, name) if colon else (spec, "")
+
+
+def _import_module(location: str) -> ModuleType:
+    try:
+        return importlib.import_module(location)
+    except ModuleNotFoundError as error:
+        raise ProgramError(
+            f"cannot import {location!r} ({error}); is it installed? "
+            "A file is named as `path/to/file.py:Name`."
+        ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ProgramError(f"there is no file {str(path)!r} (looked in {Path.cwd()})")
+    name = f"ppl_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # so that the file can import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ProgramError(f"{path} cannot be imported: {describe(error, path)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _constructor(module: ModuleType, name: str, spec: str) -> Callable[..., Any]:
+    target = getattr(module, name, None)
+    if target is None:
+        here = [
+            key
+            for key, value in vars(module).items()
+            if callable(value) and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise UnknownNameError(f"name in {module.__name__.removeprefix('ppl_user_')}", name, here)
+    if inspect.isclass(target):
+        # A guide may be made in __init__ (an autoguide), so its absence is known only later.
+        if not hasattr(target, "model"):
+            raise ProgramError(
+                f"class {name} of {spec!r} has no `model`; a program needs methods "
+                "model(self, x=None, *, size=1) and guide(self, x)."
+            )
+        return target
+    if hasattr(target, "model") and hasattr(target, "guide"):
+        return lambda: target  # already an object
+    if not callable(target):
+        raise ProgramError(f"{spec!r} is {target!r}, neither a program nor a constructor of one")
+    return target
+
+
+def _plain_functions(module: ModuleType, spec: str) -> Callable[[], Program]:
+    missing = [role for role in ("model", "guide") if not hasattr(module, role)]
+    if missing:
+        raise ProgramError(
+            f"{spec!r} has no function {' and no function '.join(missing)}; name the class in it "
+            f"as `{spec}:Name`, or define both model(...) and guide(...)."
+        )
+    return lambda: Program(module.model, module.guide)
+
+
+def build(spec: str, **arguments: Any) -> Any:
+    """Construct the program of this spec.
+
+    Raises:
+        PplError: the constructor refuses the arguments; its message says which.
+    """
+    constructor = resolve(spec)
+    try:
+        return constructor(**arguments)
+    except PplError:
+        raise
+    except Exception as error:
+        shown = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        raise ProgramError(
+            f"{spec}({shown}) cannot be made: {describe(error, source_file(spec))}"
+        ) from error

@@ -1,0 +1,149 @@
+"""Likelihoods p(x | decoder output): modules that turn a network's outputs into a distribution.
+
+Each is built for one event shape and says how many outputs it wants per element of it:
+a decoder yields ``(..., num_outputs, *event_shape)``, the likelihood a distribution with
+batch shape ``...`` and that event shape.
+
+Shapes: B data, C H W image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ppl_models.errors import UnknownNameError
+
+MIN_SCALE = 1e-4
+"""Floor of every learned scale: a pixel that never changes must not give infinite density."""
+
+
+def full_precision(outputs: Tensor) -> Tensor:
+    """Half-precision network outputs as float32: densities are never computed in bf16."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+
+
+def positive(raw: Tensor) -> Tensor:
+    """A scale from an unconstrained output: softplus, with a floor of ``MIN_SCALE``."""
+    return F.softplus(raw) + MIN_SCALE
+
+
+class Likelihood(nn.Module):
+    """Base of the likelihoods.
+
+    Args:
+        event_shape: shape of one datum, such as ``(1, 28, 28)``.
+    """
+
+    num_outputs: ClassVar[int] = 1
+    """Network outputs wanted per element of the event shape."""
+
+    def __init__(self, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(event_shape)
+
+    @property
+    def output_shape(self) -> torch.Size:
+        """What one datum's decoder output must look like: ``(num_outputs, *event_shape)``."""
+        return torch.Size((self.num_outputs, *self.event_shape))
+
+    def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """The ``num_outputs`` parameter maps, each ``(..., *event_shape)``, in full precision."""
+        return full_precision(outputs).unbind(-1 - len(self.event_shape))
+
+    def independent(self, elementwise: dist.TorchDistribution) -> dist.TorchDistribution:
+        """Declare the event dimensions of a distribution over single elements."""
+        return elementwise.to_event(len(self.event_shape))
+
+
+class BernoulliLikelihood(Likelihood):
+    """x in {0, 1}, independent given z: ``Bernoulli(logits)``."""
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 1, *event_shape)``."""
+        (logits,) = self.split(outputs)
+        return self.independent(dist.Bernoulli(logits=logits))
+
+
+class NormalLikelihood(Likelihood):
+    """x real, independent given z: ``Normal(loc, scale)`` with one fixed scale.
+
+    With ``scale=1`` the negative log density is the lecture's ½‖x − x̂‖² plus the constant
+    (d/2) log 2π.
+    """
+
+    scale: Tensor
+
+    def __init__(self, event_shape: Sequence[int], scale: float = 1.0) -> None:
+        super().__init__(event_shape)
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 1, *event_shape)``."""
+        (loc,) = self.split(outputs)
+        return self.independent(dist.Normal(loc, self.scale))
+
+
+class SharedScaleNormalLikelihood(Likelihood):
+    """``Normal(loc, scale)`` with one learned scale for all elements.
+
+    References:
+        Rybkin, Daniilidis, Levine: Simple and Effective VAE Training with Calibrated
+        Decoders, 2021, arXiv:2006.13202.
+    """
+
+    def __init__(self, event_shape: Sequence[int], initial_scale: float = 0.3) -> None:
+        super().__init__(event_shape)
+        raw = math.log(math.expm1(initial_scale - MIN_SCALE))
+        self.raw_scale = nn.Parameter(torch.tensor(raw))
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned scale, a positive scalar."""
+        return positive(self.raw_scale)
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 1, *event_shape)``."""
+        (loc,) = self.split(outputs)
+        return self.independent(dist.Normal(loc, self.scale))
+
+
+class PixelScaleNormalLikelihood(Likelihood):
+    """``Normal(loc, scale)`` with loc and scale of every element from the decoder."""
+
+    num_outputs: ClassVar[int] = 2
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 2, *event_shape)``."""
+        loc, raw_scale = self.split(outputs)
+        return self.independent(dist.Normal(loc, positive(raw_scale)))
+
+
+LIKELIHOODS: dict[str, Callable[[Sequence[int]], Likelihood]] = {
+    "normal": NormalLikelihood,
+    "bernoulli": BernoulliLikelihood,
+    "normal_shared_scale": SharedScaleNormalLikelihood,
+    "normal_pixel_scale": PixelScaleNormalLikelihood,
+}
+"""Likelihoods by the name that models take."""
+
+
+def make_likelihood(name: str, event_shape: Sequence[int]) -> Likelihood:
+    """The likelihood of this name for data of this shape.
+
+    Args:
+        name: one of ``LIKELIHOODS``.
+        event_shape: shape of one datum.
+
+    Raises:
+        UnknownNameError: no likelihood has that name.
+    """
+    if name not in LIKELIHOODS:
+        raise UnknownNameError("likelihood", name, LIKELIHOODS)
+    return LIKELIHOODS[name](event_shape)

@@ -1,0 +1,268 @@
+"""What a Pyro program is to the inference engine: a ``model`` and a ``guide``.
+
+Any object with these two callables is a program. They take the fields of a batch that they
+name as positional parameters; keyword-only parameters are options:
+
+- ``model(x=None, *, size=1)``: without data, ``size`` draws from the prior predictive.
+- ``num_data``, if named, is filled with the number of data in the training set, for
+  ``pyro.plate("data", num_data or len(x), subsample_size=len(x))`` in programs with global
+  latents.
+
+:class:`Program` wraps such an object (or two plain functions) so that everything it learns,
+``nn.Module`` parameters and ``pyro.param``s alike, is an ordinary parameter of one module:
+``state_dict``, ``deepcopy`` and ``.to(device)`` hold all of it, and Pyro's global parameter
+store is never touched.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from ppl_models.errors import ProgramError
+
+Batch = Mapping[str, Tensor]
+
+
+@runtime_checkable
+class PyroProgram(Protocol):
+    """Anything with a generative ``model`` and an inference ``guide``."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
+
+class Signature(NamedTuple):
+    """What a model or guide takes."""
+
+    fields: tuple[str, ...]
+    """Positional parameters: fields of the batch."""
+    options: frozenset[str]
+    """Keyword-only parameters."""
+    open: bool
+    """Takes ``**kwargs`` (an autoguide does): it is given the other's fields."""
+
+
+def signature_of(fn: Callable[..., Any]) -> Signature:
+    """The fields and options that a model or guide names in its signature."""
+    target = fn.forward if isinstance(fn, nn.Module) else fn
+    parameters = inspect.signature(target).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return Signature(
+        fields=tuple(p.name for p in parameters if p.kind in named),
+        options=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
+        open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+
+
+class Program(nn.Module):
+    """A model and a guide with all that they learn.
+
+    Args:
+        model: the generative story, a callable with Pyro sample sites.
+        guide: the inference program, or an autoguide such as
+            ``pyro.infer.autoguide.AutoNormal(model)``.
+        owner: the object whose methods these are, if there is one.
+        **modules: networks that plain functions use; their parameters and buffers become
+            the program's. Those registered by ``pyro.module`` inside the functions are found
+            without being named here, but their buffers (batch-norm statistics) are not.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *,
+        owner: object = None,
+        **modules: nn.Module,
+    ) -> None:
+        super().__init__()
+        for role, fn in (("model", model), ("guide", guide)):
+            if not callable(fn):
+                raise ProgramError(f"the {role} of {_name(owner)} is not callable: {fn!r}")
+        self.owner: Any = owner
+        if not isinstance(owner, nn.Module):
+            held = {k: v for k, v in getattr(owner, "__dict__", {}).items() if _is_module(v)}
+            named = {k: v for k, v in (("model", model), ("guide", guide)) if _is_module(v)}
+            self.networks = nn.ModuleDict({**held, **named, **modules})
+        self.pyro_params = nn.ParameterDict()
+        self._constraints: dict[str, Any] = {}
+        self.__dict__["model"] = model  # not registered a second time
+        self.__dict__["guide"] = guide
+        self._model_signature = signature_of(model)
+        self._guide_signature = signature_of(guide)
+
+    @property
+    def name(self) -> str:
+        """Name of the wrapped class, or of the model function."""
+        return _name(self.owner if self.owner is not None else self.model)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Batch fields that the model or the guide names."""
+        both = self._model_signature.fields + self._guide_signature.fields
+        return tuple(dict.fromkeys(both))
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Keyword-only options of model and guide."""
+        return self._model_signature.options | self._guide_signature.options
+
+    @property
+    def deterministic_guide(self) -> bool:
+        """Whether the program says that its guide is a point (``Delta``), so no bound."""
+        return bool(getattr(self.owner, "deterministic_guide", False))
+
+    def run_model(self, batch: Batch, **options: Any) -> Any:
+        """Run the model on the fields of the batch that it names."""
+        return self._call(self.model, self._model_signature, batch, options)
+
+    def run_guide(self, batch: Batch, **options: Any) -> Any:
+        """Run the guide on the fields of the batch that it names."""
+        return self._call(self.guide, self._guide_signature, batch, options)
+
+    def _call(
+        self, fn: Callable[..., Any], signature: Signature, batch: Batch, options: Mapping[str, Any]
+    ) -> Any:
+        fields = self._model_signature.fields if signature.open else signature.fields
+        arguments = {name: batch[name] for name in fields if name in batch}
+        arguments.update((k, v) for k, v in options.items() if k in signature.options)
+        return fn(**arguments)
+
+    def draw_prior(self, size: int, given: Batch | None = None) -> Any:
+        """Run the model without data: ``size`` draws from the prior predictive.
+
+        Raises:
+            ProgramError: the model takes no ``size``.
+        """
+        if "size" not in self._model_signature.options:
+            raise ProgramError(
+                f"the model of {self.name} cannot be sampled: it has no keyword-only option "
+                "`size`. Write `def model(self, x=None, *, size=1)` and use "
+                "`pyro.plate('data', size if x is None else len(x), dim=-1)`."
+            )
+        return self.run_model(given or {}, size=size)
+
+    @contextmanager
+    def scope(self) -> Iterator[Program]:
+        """Run Pyro inside this program's own parameters.
+
+        Within it, ``pyro.param`` statements read and create parameters of this module, and
+        ``PyroModule`` attributes are their own; the global store is set aside and comes back
+        unchanged.
+        """
+        with (
+            pyro.settings.context(module_local_params=True),
+            pyro.get_param_store().scope(),
+            _OwnParams(self),
+        ):
+            yield self
+
+    def param(self, name: str) -> Tensor:
+        """The value, in its constrained space, of a ``pyro.param`` of this program.
+
+        Raises:
+            ProgramError: no ``pyro.param`` of that name has been run.
+        """
+        key = _key(name)
+        if key not in self.pyro_params:
+            known = ", ".join(_unkey(k) for k in self.pyro_params) or "none yet"
+            raise ProgramError(f"no pyro.param {name!r} in {self.name}; there are: {known}")
+        return transform_to(self._constraints[key])(self.pyro_params[key])
+
+
+class _OwnParams(Messenger):
+    """Serves ``pyro.param`` statements from a program's own parameters."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self.program = program
+        self._known = {id(p) for p in program.parameters()}
+
+    def _pyro_param(self, msg: Any) -> None:
+        if getattr(msg["fn"], "__name__", "") != "get_param":
+            return  # the announcement of a PyroModule's own parameter, which has its value
+        name, *rest = msg["args"]
+        initial = rest[0] if rest else None
+        if id(initial) in self._known:  # pyro.module on a module that the program holds
+            msg["value"], msg["done"] = initial, True
+            return
+        store, key = self.program.pyro_params, _key(name)
+        if key not in store:
+            self._create(key, name, initial, msg["kwargs"]["constraint"])
+        constraint = self.program._constraints.setdefault(key, msg["kwargs"]["constraint"])
+        unconstrained = store[key]
+        value = transform_to(constraint)(unconstrained)
+        value.unconstrained = lambda: unconstrained
+        msg["value"], msg["done"] = value, True
+
+    def _create(self, key: str, name: str, initial: Any, constraint: Any) -> None:
+        if initial is None:
+            raise ProgramError(f"pyro.param({name!r}) has no initial value and was not run before")
+        if callable(initial) and not isinstance(initial, Tensor):
+            initial = initial()
+        if isinstance(initial, nn.Parameter):
+            parameter = initial  # from pyro.module: shared with its network
+        else:
+            with torch.no_grad():
+                free = transform_to(constraint).inv(torch.as_tensor(initial).detach())
+            parameter = nn.Parameter(free.clone())
+        self.program.pyro_params[key] = parameter
+
+
+def _is_module(thing: object) -> bool:
+    return isinstance(thing, nn.Module)
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # parameter names of a module have no dots
+
+
+def _unkey(key: str) -> str:
+    return key.replace("/", ".")
+
+
+def _name(thing: object) -> str:
+    return getattr(thing, "__qualname__", None) or type(thing).__name__
+
+
+def as_program(thing: object) -> Program:
+    """Any object with ``model`` and ``guide`` as a :class:`Program`.
+
+    Raises:
+        ProgramError: it lacks one of them.
+    """
+    if isinstance(thing, Program):
+        return thing
+    for role in ("model", "guide"):
+        if not hasattr(thing, role):
+            raise ProgramError(
+                f"{_name(thing)} has no `{role}`; a program needs model(...) and guide(...). "
+                "For an automatic guide write "
+                "`self.guide = pyro.infer.autoguide.AutoNormal(self.model)`."
+            )
+    assert isinstance(thing, PyroProgram)
+    return Program(thing.model, thing.guide, owner=thing)
+
+
+def auxiliary_loss(name: str, value: Tensor) -> None:
+    """Record a loss that trains but is no part of the ELBO (commitment, penalties).
+
+    The site is logged under its name. Every estimator of ``inference``, and stock Pyro's,
+    adds it to the objective; evaluation leaves it out of ELBO, rate and distortion.
+
+    Args:
+        name: site name.
+        value: the loss, one entry per datum (B,) inside the data plate; nats.
+    """
+    fn = dist.Unit(-value, has_rsample=True)
+    pyro.sample(name, fn, obs=fn.sample(), infer={"is_auxiliary_loss": True})
