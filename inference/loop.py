@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -103,7 +104,8 @@ class TrainingLoop:
             TrainingInterrupted: a signal came; a checkpoint was written.
         """
         self._save()
-        with self.program.scope():
+        # The program was validated when it was primed; within the loop that costs a fifth.
+        with self.program.scope(), pyro.validation_enabled(False):
             while self.at.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(stop)
                 self._end_epoch()

@@ -160,6 +160,10 @@ class Program(nn.Module):
         ``PyroModule`` attributes are their own; the global store is set aside and comes back
         unchanged.
         """
+        for module in self.modules():  # PyroModules made outside of module-local mode lack this
+            context = module.__dict__.get("_pyro_context")
+            if context is not None and not hasattr(context, "param_state"):
+                context.param_state = {"params": {}, "constraints": {}}
         with (
             pyro.settings.context(module_local_params=True),
             pyro.get_param_store().scope(),

@@ -130,6 +130,7 @@ def check_traces(traces: Traces, max_plate_nesting: float = float("inf")) -> Non
             )
     check_model_guide_match(traces.model, traces.guide, max_plate_nesting)
     for trace in traces:
+        trace.compute_log_prob()
         for _, site in sample_sites(trace):
             check_site_shape(site, max_plate_nesting)
 
