@@ -130,7 +130,8 @@ class TrainingLoop:
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         self.kl_warmup.at(self.at.step)
         loss, norm = self.step(batch)
-        self.schedule.step()
+        if self.schedule is not None:
+            self.schedule.step()
         count = batch_size(batch)
         self.loss_sum += loss * count
         self.norm_sum += norm
@@ -186,7 +187,7 @@ class TrainingLoop:
         return {
             "program": self.program.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "position": asdict(self.at),
             "sums": [self.loss_sum, self.norm_sum],
             "rng": rng_state(),
@@ -205,7 +206,8 @@ class TrainingLoop:
         _check_same_run(state, self.settings, self.num_data, path)
         load_parameters(self.program, state, path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
         self.at = Position(**state["position"])
         for total, saved in zip((self.loss_sum, self.norm_sum), state["sums"], strict=True):
             total.copy_(saved)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,14 +17,16 @@ import torch
 import yaml
 
 from inference.checkpoint import load_checkpoint, load_parameters, write_atomically
-from inference.data import DataSet, load_data
+from inference.data import DataInfo, DataSet, load_data
 from inference.devices import dtype_of, make_fabric
 from inference.priming import prime
-from ppl_models.catalog import build, source_file
-from ppl_models.errors import PplError
+from ppl_models.catalog import build, resolve, source_file
+from ppl_models.errors import PplError, ProgramError
 from ppl_models.program import Program, as_program
 
 CONFIG = "config.yaml"
+FROM_DATA = ("x_shape", "num_classes")
+"""Constructor arguments that are facts of the data."""
 
 
 def versions() -> dict[str, str]:
@@ -60,8 +64,11 @@ def create_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False)
         if not overwrite or not is_run:
             raise PplError(
                 f"{folder} exists already"
-                + ("; go on with it by --resume, replace it by --overwrite, or " if is_run else
-                   " and is no run; ")
+                + (
+                    "; go on with it by --resume, replace it by --overwrite, or "
+                    if is_run
+                    else " and is no run; "
+                )
                 + "name another folder by --out"
             )
         shutil.rmtree(folder)
@@ -88,14 +95,41 @@ def load_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         what = "holds no run" if folder.is_dir() else "does not exist"
-        raise PplError(f"{folder} {what} (no {CONFIG}); make one with: ppl train vae --out {folder}")
+        raise PplError(
+            f"{folder} {what} (no {CONFIG}); make one with: ppl train vae --out {folder}"
+        )
     try:
         config = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise PplError(f"{path} is no YAML: {error}") from error
-    if not isinstance(config, dict) or not {"program", "model", "data", "fit"} <= set(config):
-        raise PplError(f"{path} is no run's configuration: expected program, model, data and fit")
+    if not isinstance(config, dict) or not {"program", "model", "data"} <= set(config):
+        raise PplError(f"{path} is no run's configuration: expected program, model and data")
     return config
+
+
+def options_for(function: Callable[..., Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a flat configuration that a function takes."""
+    return {k: v for k, v in config.items() if k in inspect.signature(function).parameters}
+
+
+def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
+    """Construct a program for a data set.
+
+    A constructor that names ``x_shape`` or ``num_classes`` gets them from the data.
+
+    Args:
+        spec: as in :func:`ppl_models.resolve`.
+        arguments: of the constructor.
+        info: of the data.
+
+    Raises:
+        ProgramError: the constructor needs ``num_classes`` and the data have no labels.
+    """
+    named = inspect.signature(resolve(spec)).parameters
+    facts = {key: getattr(info, key) for key in FROM_DATA if key in named}
+    if facts.get("num_classes", 0) is None:
+        raise ProgramError(f"{spec} needs labels (num_classes), and {info.name!r} has none")
+    return as_program(build(spec, **(facts | arguments)))
 
 
 @dataclass
@@ -134,11 +168,13 @@ def load_run(
     config = load_config(folder)
     path = folder / "checkpoints" / f"{checkpoint}.ckpt"
     state = load_checkpoint(path)
-    fabric = make_fabric(device, config["fit"]["precision"])
-    dtype = dtype_of(config["fit"]["precision"])
-    options = config["data"] | ({"data_root": data_root} if data_root is not None else {})
+    precision = config.get("precision", "32")
+    fabric, dtype = make_fabric(device, precision), dtype_of(precision)
+    options = options_for(load_data, config)
+    if data_root is not None:
+        options["data_root"] = data_root
     data = load_data(**options).map(lambda split: split.to(fabric.device, dtype))
-    program = as_program(build(config["program"], **config["model"])).to(fabric.device, dtype)
+    program = build_for(config["program"], config["model"], data.info).to(fabric.device, dtype)
     with torch.random.fork_rng():
         prime(program, next(iter(data.train.batches(8))), len(data.train))
     program.to(fabric.device, dtype)

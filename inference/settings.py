@@ -84,8 +84,8 @@ class Settings:
         fused: dict[str, Any] = {"fused": True} if self.optimizer in FUSED else {}
         return cls(parameters, lr=self.learning_rate, **fused)
 
-    def make_schedule(self, optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
-        """The learning-rate schedule, stepped after every update."""
+    def make_schedule(self, optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler | None:
+        """The learning-rate schedule, stepped after every update; None if it is constant."""
         if not isinstance(self.lr_schedule, str):
             return self.lr_schedule(optimizer)
         return SCHEDULES[self.lr_schedule](optimizer, num_steps)
@@ -95,19 +95,17 @@ FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
 
 
 def optimizers() -> dict[str, Any]:
-    """torch's optimizers that take gradients alone, by name."""
+    """Torch's optimizers that take gradients alone, by name."""
     closures = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
     return {
         name: cls
         for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type)
-        and issubclass(cls, torch.optim.Optimizer)
-        and name not in closures
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in closures
     }
 
 
-def _constant(optimizer: torch.optim.Optimizer, _: int) -> LRScheduler:
-    return LambdaLR(optimizer, lambda step: 1.0)
+def _constant(optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+    return None
 
 
 def _cosine(optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
@@ -118,7 +116,7 @@ def _linear(optimizer: torch.optim.Optimizer, num_steps: int) -> LRScheduler:
     return LambdaLR(optimizer, lambda step: max(0.0, 1 - step / num_steps))
 
 
-SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler | None]] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,

@@ -137,9 +137,7 @@ def fit(
     if keep not in ("best", "last"):
         raise PplError(f"keep must be 'best' or 'last', got {keep!r}")
     folder = None if run_dir is None else Path(run_dir)
-    fabric = make_fabric(
-        device, precision, [*_run_loggers(folder, tensorboard, resume), *loggers]
-    )
+    fabric = make_fabric(device, precision, [*_run_loggers(folder, tensorboard, resume), *loggers])
     with isolated_rng(seed), stop_on_signals() if folder else _never() as stop:
         loop = _prepare(program, data, settings, fabric, folder, progress)
         if folder is not None:

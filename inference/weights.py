@@ -55,7 +55,7 @@ class SiteDensities:
 
     @property
     def kl(self) -> dict[str, Tensor]:
-        """log q − log p by latent site, (K, B) or (K,); its mean is the site's KL."""
+        """Log q − log p by latent site, (K, B) or (K,); its mean is the site's KL."""
         names = dict.fromkeys([*self.posterior, *self.prior])
         zero = torch.zeros(())
         return {n: self.posterior.get(n, zero) - self.prior.get(n, zero) for n in names}
@@ -67,7 +67,7 @@ class SiteDensities:
 
     @property
     def log_weights(self) -> Tensor:
-        """log p(x, z) − log q(z) of the local sites, (K, B)."""
+        """Log p(x, z) − log q(z) of the local sites, (K, B)."""
         local = [value for value in self.kl.values() if value.dim() == 2]
         return -self.distortion - sum(local, torch.zeros(()))
 
@@ -135,7 +135,9 @@ def site_densities(
     if num_particles == 1 or not densities.global_sites:
         return densities
     # Repeated rows share a global draw, so they are no independent particles.
-    runs = [_densities(program, batch, batch_size(batch), num_data, 1) for _ in range(num_particles)]
+    runs = [
+        _densities(program, batch, batch_size(batch), num_data, 1) for _ in range(num_particles)
+    ]
     return stack(runs)
 
 
@@ -155,6 +157,20 @@ def _densities(
     options: dict[str, Any] = {"num_data": num_data}
     with program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), options)
+    return densities_of(traces, rows, num_particles)
+
+
+def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensities:
+    """The log densities of a run of guide and model on K·B rows, by site.
+
+    Args:
+        traces: of the run.
+        rows: K·B.
+        num_particles: K.
+
+    Raises:
+        ProgramError: the sites cannot be told apart by datum, or do not match.
+    """
     dim = data_dim(traces.model, rows)
 
     def per_datum(site: Site) -> Tensor:

@@ -55,7 +55,8 @@ class Likelihood(nn.Module):
 
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The ``num_outputs`` parameter maps, each ``(..., *event_shape)``, in full precision."""
-        return full_precision(outputs).unbind(-1 - len(self.event_shape))
+        outputs, dim = full_precision(outputs), -1 - len(self.event_shape)
+        return (outputs.squeeze(dim),) if self.num_outputs == 1 else outputs.unbind(dim)
 
     def independent(self, elementwise: dist.TorchDistribution) -> dist.TorchDistribution:
         """Declare the event dimensions of a distribution over single elements."""

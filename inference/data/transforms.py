@@ -19,7 +19,7 @@ BINARIZATIONS = ("none", "threshold", "static", "dynamic")
 
 
 def dynamic_binarization(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """x ~ Bernoulli(x), drawn anew for every batch."""
+    """X ~ Bernoulli(x), drawn anew for every batch."""
     return {**batch, "x": torch.bernoulli(batch["x"])}
 
 

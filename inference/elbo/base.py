@@ -49,7 +49,7 @@ def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
 
 
 def scaled_log_prob(site: Site) -> Tensor:
-    """log density of a site's value, with the site's scale and mask: batch shape."""
+    """Log density of a site's value, with the site's scale and mask: batch shape."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     return scale_and_mask(log_prob, site["scale"], site["mask"])
 

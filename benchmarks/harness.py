@@ -1,0 +1,90 @@
+"""What the benchmarks share: interleaved timing, and results with hardware and configuration."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from inference.runs import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(
+    arms: dict[str, Callable[[], Any]], rounds: int, per_round: int
+) -> dict[str, list[float]]:
+    """Time the arms in turns, so that what disturbs the machine disturbs all of them.
+
+    Args:
+        arms: what is timed, by name.
+        rounds: turns of every arm, after one that does not count.
+        per_round: calls in a turn.
+
+    Returns:
+        Seconds a call, one entry a round, by arm.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    order = list(arms)
+    for turn in range(rounds + 1):
+        for name in order if turn % 2 else order[::-1]:
+            started = time.perf_counter()
+            for _ in range(per_round):
+                arms[name]()
+            if turn:
+                seconds[name].append((time.perf_counter() - started) / per_round)
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds a call by arm."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def ratios(seconds: dict[str, list[float]], to: str) -> dict[str, float]:
+    """Median over rounds of each arm's time to another's in the same round."""
+    return {
+        name: statistics.median(a / b for a, b in zip(values, seconds[to], strict=True))
+        for name, values in seconds.items()
+    }
+
+
+def save(name: str, configuration: dict[str, Any], results: dict[str, Any]) -> Path:
+    """Write a dated result file and print it."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    where = environment()
+    where.pop("command")
+    where["cpu"] = _cpu_model()
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "configuration": configuration,
+        "environment": where,
+        "results": results,
+    }
+    path = RESULTS / f"{name}-{record['date']}.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+    return path
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} × {len(names)}" if names else "unknown"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the benchmark's own docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )

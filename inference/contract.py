@@ -1,0 +1,298 @@
+"""The clauses of a program's contract; :func:`inference.testing.check_program` runs them.
+
+Each takes a fresh copy of the program and raises :class:`ProgramError` if it is broken.
+
+Shapes: B data.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from inference.elbo import AnalyticKL
+from inference.elbo.base import Traces, run_traces, sample_sites
+from inference.priming import enumerates
+from inference.step import check_gradients, check_ownership, trainable
+from inference.weights import batch_size, data_dim, densities_of
+from ppl_models.errors import ProgramError
+from ppl_models.program import Batch, Program
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a check looks at: a fresh copy of the program, a batch, and one run of it."""
+
+    program: Program
+    batch: dict[str, Tensor]
+    traces: Traces
+
+    @property
+    def num_data(self) -> int:
+        """B."""
+        return batch_size(self.batch)
+
+
+class FixedValues(Messenger):
+    """Gives latent sites these values; they stay latent.
+
+    Args:
+        values: by site.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+
+def _sites(trace: poutine.Trace) -> dict[str, Any]:
+    return dict(sample_sites(trace))
+
+
+def _latents(traces: Traces) -> dict[str, Any]:
+    return {n: s for n, s in sample_sites(traces.model) if not s["is_observed"]}
+
+
+def check_sites(subject: Subject) -> str:
+    """Latents of the model are in the guide, and the other way round."""
+    model, guide = _sites(subject.traces.model), _sites(subject.traces.guide)
+    for name, site in guide.items():
+        if name not in model and not site["infer"].get("is_auxiliary"):
+            raise ProgramError(
+                f"guide site {name!r} is not in the model (which has {sorted(model)}); name it as "
+                "the latent it stands for, or mark it infer={'is_auxiliary': True}"
+            )
+        if site["is_observed"]:
+            raise ProgramError(f"guide site {name!r} is observed; guides only sample")
+        if name in model and model[name]["is_observed"]:
+            raise ProgramError(f"site {name!r} is sampled in the guide but observed in the model")
+    observed = [n for n, s in model.items() if s["is_observed"]]
+    if not observed:
+        raise ProgramError("the model observes nothing: give a sample site obs=x")
+    return f"latent {sorted(_latents(subject.traces))}, observed {sorted(observed)}"
+
+
+def check_plates(subject: Subject) -> str:
+    """Every latent stands in the same plates in model and guide; the data plate is there."""
+    data_dim(subject.traces.model, subject.num_data)
+    guide = _sites(subject.traces.guide)
+    for name, site in _latents(subject.traces).items():
+        if name not in guide:
+            continue  # summed out
+        ours, theirs = (
+            sorted((f.name, f.dim, f.size) for f in s["cond_indep_stack"] if f.vectorized)
+            for s in (site, guide[name])
+        )
+        if ours != theirs:
+            raise ProgramError(
+                f"site {name!r} stands in plates {ours} in the model but {theirs} in the guide "
+                "(name, dim, size)"
+            )
+    return "model and guide agree"
+
+
+def check_shapes(subject: Subject) -> str:
+    """A latent's value has the shape that the model's distribution says."""
+    for name, site in _sites(subject.traces.model).items():
+        expected = site["fn"].shape()
+        if tuple(site["value"].shape) != tuple(expected):
+            raise ProgramError(
+                f"site {name!r} has values of shape {tuple(site['value'].shape)}, but the model's "
+                f"distribution has {tuple(expected)} (batch {tuple(site['fn'].batch_shape)}, event "
+                f"{tuple(site['fn'].event_shape)})"
+            )
+    return "values fit their distributions"
+
+
+def check_supports(subject: Subject) -> str:
+    """The guide draws nothing that the model holds impossible."""
+    for _ in range(20):
+        with subject.program.scope(), torch.no_grad(), pyro.validation_enabled(False):
+            traces = run_traces(
+                subject.program.run_model, subject.program.run_guide, (subject.batch,), {}
+            )
+        for name, site in _sites(traces.model).items():
+            try:
+                inside = site["fn"].support.check(site["value"])
+            except NotImplementedError:
+                continue
+            if not bool(inside.all()):
+                raise ProgramError(
+                    f"site {name!r} takes values outside the support of the model's "
+                    f"{type(site['fn']).__name__} ({site['fn'].support}); a guide over the same "
+                    "support is needed (LogNormal for positive latents, say)"
+                )
+    return "values are in the model's supports"
+
+
+def _estimator(traces: Traces) -> ELBO:
+    if enumerates(traces):
+        return TraceEnum_ELBO()
+    reparameterized = all(site["fn"].has_rsample for _, site in sample_sites(traces.guide))
+    return AnalyticKL() if reparameterized else TraceGraph_ELBO()
+
+
+def check_every_gradient(subject: Subject) -> str:
+    """A gradient reaches every parameter, and the loss depends on no parameter besides."""
+    program = subject.program.train()
+    estimator: Any = _estimator(subject.traces)
+    options = {"num_data": subject.num_data}
+    count = len(trainable(program))
+    with program.scope():
+        if hasattr(estimator, "differentiable_loss"):
+            loss = estimator.differentiable_loss(
+                program.run_model, program.run_guide, subject.batch, **options
+            )
+            check_ownership(loss, program)
+            loss.backward()
+        else:
+            estimator.loss_and_grads(program.run_model, program.run_guide, subject.batch, **options)
+    check_gradients(program)
+    for name, parameter in program.named_parameters():
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            raise ProgramError(f"the gradient of {name} is not finite")
+    return f"a finite gradient reaches all {count} parameters"
+
+
+def check_prior_predictive(subject: Subject) -> str:
+    """The model runs without data, and draws what looks like data."""
+    with subject.program.scope(), torch.no_grad():
+        trace = poutine.trace(subject.program.draw_prior).get_trace(3)
+    drawn = _sites(trace)
+    for name, value in subject.batch.items():
+        if name in drawn and drawn[name]["value"].shape[1:] != value.shape[1:]:
+            raise ProgramError(
+                f"the prior predictive draws {name!r} of shape "
+                f"{tuple(drawn[name]['value'].shape[1:])}; the data have {tuple(value.shape[1:])}"
+            )
+        if name in drawn and len(drawn[name]["value"]) != 3:
+            raise ProgramError(f"size=3 drew {len(drawn[name]['value'])} of {name!r}")
+    return f"draws {sorted(drawn)}"
+
+
+def _log_weights(
+    program: Program, batch: Batch, values: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Traces]:
+    """Log weights (B,) with these latent values, or fresh ones drawn from one seed."""
+    torch.manual_seed(1)
+    guide = FixedValues(values or {})(program.run_guide)
+    options = {"num_data": batch_size(batch)}
+    with program.scope(), torch.no_grad(), pyro.validation_enabled(False):
+        traces = run_traces(program.run_model, guide, (batch,), options)
+    return densities_of(traces, batch_size(batch)).log_weights[0], traces
+
+
+def _values_of(traces: Traces, num_data: int, data: Tensor) -> dict[str, Tensor]:
+    """The guide's values for some of the data, by index; global ones as they are."""
+    dim = data_dim(traces.model, num_data)
+    values = {}
+    for name, site in sample_sites(traces.guide):
+        local = any(f.dim == dim for f in site["cond_indep_stack"])
+        axis = dim - site["fn"].event_dim
+        values[name] = site["value"].index_select(axis, data) if local else site["value"]
+    return values
+
+
+def _require_close(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-4) -> None:
+    if not torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance):
+        gap = float((ours.double() - theirs.double()).abs().max())
+        raise ProgramError(f"{what} (log weights differ by up to {gap:.3g})")
+
+
+def check_state_dict(subject: Subject) -> str:
+    """Parameters saved and loaded into a fresh copy give the same numbers."""
+    program = subject.program
+    before, _ = _log_weights(program, subject.batch)
+    state = copy.deepcopy(program.state_dict())
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.add_(0.1)
+    program.load_state_dict(state)
+    after, _ = _log_weights(program, subject.batch)
+    _require_close(after, before, "the state dict does not hold all that the program learns")
+    return f"{len(state)} tensors make the round trip"
+
+
+def check_deepcopy(subject: Subject) -> str:
+    """A deep copy gives the same numbers and shares nothing that is learned."""
+    before, _ = _log_weights(subject.program, subject.batch)
+    twin = copy.deepcopy(subject.program)
+    theirs, _ = _log_weights(twin, subject.batch)
+    _require_close(theirs, before, "a deep copy gives other numbers")
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.1)
+    after, _ = _log_weights(subject.program, subject.batch)
+    _require_close(after, before, "changing a deep copy's parameters changes the original")
+    return "a copy is independent"
+
+
+def check_per_datum(subject: Subject) -> str:
+    """Permuting batch and latents permutes the log weights: no datum leaks into another."""
+    weights, traces = _log_weights(subject.program, subject.batch)
+    order = torch.arange(subject.num_data).roll(1)
+    values = _values_of(traces, subject.num_data, order)
+    permuted = {name: value[order] for name, value in subject.batch.items()}
+    theirs, _ = _log_weights(subject.program, permuted, values)
+    _require_close(theirs, weights[order], "a datum's log weight depends on the rest of its batch")
+    return "log weights are per datum"
+
+
+def check_precisions(subject: Subject) -> str:
+    """The program runs in float64 and agrees with itself in float32."""
+    single, traces = _log_weights(subject.program, subject.batch)
+    values = {n: _double(s["value"]) for n, s in sample_sites(traces.guide)}
+    batch = {name: _double(value) for name, value in subject.batch.items()}
+    double, traces = _log_weights(copy.deepcopy(subject.program).double(), batch, values)
+    if double.dtype != torch.float64:
+        raise ProgramError(f"in float64 the log weights come as {double.dtype}")
+    for name, site in sample_sites(traces.model):
+        if site["value"].is_floating_point() and site["value"].dtype != torch.float64:
+            raise ProgramError(f"in float64, site {name!r} is {site['value'].dtype}")
+    _require_close(single, double, "float32 and float64 disagree", tolerance=1e-3)
+    return "float32 and float64 agree"
+
+
+def _double(value: Tensor) -> Tensor:
+    return value.double() if value.is_floating_point() else value
+
+
+def check_batch_sizes(subject: Subject) -> str:
+    """A batch of one, and a last batch that is short, give each datum the same number."""
+    weights, traces = _log_weights(subject.program, subject.batch)
+    for size in (1, subject.num_data - 1):
+        values = _values_of(traces, subject.num_data, torch.arange(size))
+        batch = {name: value[:size] for name, value in subject.batch.items()}
+        theirs, _ = _log_weights(subject.program, batch, values)
+        _require_close(theirs, weights[:size], f"a batch of {size} gives other numbers")
+    return f"batches of 1 and {subject.num_data - 1} run"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "sites": check_sites,
+    "plates": check_plates,
+    "shapes": check_shapes,
+    "supports": check_supports,
+    "gradients": check_every_gradient,
+    "prior predictive": check_prior_predictive,
+    "state dict": check_state_dict,
+    "deepcopy": check_deepcopy,
+    "per datum": check_per_datum,
+    "precisions": check_precisions,
+    "batch sizes": check_batch_sizes,
+}
+"""The contract, clause by clause."""

@@ -1,0 +1,38 @@
+"""Pictures of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training loss and validation ELBO, and rate and distortion, against epochs.
+
+    Args:
+        history: rows of ``metrics.csv``; nats per datum.
+    """
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [-row["train_loss"] for row in history], label="training (−loss)")
+    left.plot(epochs, [row["valid_elbo"] for row in history], label="validation ELBO")
+    left.set_ylabel("nats per datum")
+    left.set_title("ELBO (higher is better)", fontsize=10)
+    if all("valid_rate" in row for row in history):
+        right.plot(epochs, [row["valid_distortion"] for row in history], color="C2")
+        right.set_ylabel("distortion (nats)", color="C2")
+        twin = right.twinx()
+        twin.plot(epochs, [row["valid_rate"] for row in history], color="C3")
+        twin.set_ylabel("rate (nats)", color="C3")
+        right.set_title("Distortion −E log p(x|z), rate KL(q‖p)", fontsize=10)
+    else:
+        right.set_axis_off()
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(fontsize=8)
+    return figure

@@ -1,0 +1,185 @@
+"""The pictures of a run and ``report.html``, one self-contained page of them.
+
+Shapes: B data, D latent, C H W image.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inference.checkpoint import write_atomically
+from inference.metrics import read_metrics
+from inference.plotting import (
+    image_grid,
+    latent_scatter,
+    learning_curves,
+    reconstruction_grid,
+)
+from inference.runs import Run
+from inference.sampling import encode, reconstruct, sample
+from ppl_models.program import Batch
+
+CAPTIONS = {
+    "samples": "Draws from the prior predictive: means of p(x | z) for z ~ p(z).",
+    "reconstructions": "Test data, and below each the mean of p(x | z) for one z ~ q(z | x).",
+    "learning_curves": "Every epoch on held-out data, unscaled; nats per datum.",
+    "latent_space": "Where the guide puts the test data.",
+}
+
+
+def to_images(x: Tensor) -> np.ndarray | None:
+    """Data as images (N, C, H, W), or None: they are none."""
+    if x.dim() == 3:
+        x = x.unsqueeze(1)
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        return None
+    return x.detach().float().cpu().numpy()
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
+    """Draw what can be drawn of a run into its folder.
+
+    Args:
+        run: an open run.
+        num: samples in the grid.
+
+    Returns:
+        The files by name: samples, reconstructions, learning_curves, latent_space.
+    """
+    figures: dict[str, Figure] = {}
+    test = next(iter(run.data.test.batches(2000)))
+    if "x" in test and to_images(test["x"]) is not None:
+        if "size" in run.program.options:
+            figures["samples"] = sample_figure(run, num)
+        figures["reconstructions"] = reconstruction_figure(run, test)
+    history = read_metrics(run.folder)
+    if history:
+        figures["learning_curves"] = learning_curves(history)
+    codes = _widest_code(encode(run.program, test))
+    if codes is not None:
+        site, values = codes
+        labels = test["y"].cpu().numpy() if "y" in test else None
+        figures["latent_space"] = latent_scatter(values, labels, site)
+    files = {name: run.folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        write_atomically(files[name], png(figure))
+    return files
+
+
+def sample_figure(run: Run, num: int = 64, draw: str = "mean", seed: int = 0) -> Figure:
+    """A grid of draws from the prior predictive."""
+    images = to_images(sample(run.program, num, draw=draw, seed=seed)["x"])
+    assert images is not None
+    return image_grid(images, f"{run.program.name}: samples after epoch {run.epoch}")
+
+
+def reconstruction_figure(run: Run, batch: Batch, num: int = 40, seed: int = 0) -> Figure:
+    """Data and their reconstructions."""
+    some = {name: value[:num] for name, value in batch.items()}
+    originals = to_images(some["x"])
+    again = to_images(reconstruct(run.program, some, seed=seed)["x"].reshape(some["x"].shape))
+    assert originals is not None
+    assert again is not None
+    title = f"{run.program.name}: data, and below each its reconstruction"
+    return reconstruction_grid(originals, again, title)
+
+
+def _widest_code(codes: Mapping[str, Tensor]) -> tuple[str, np.ndarray] | None:
+    """The latent site with the most dimensions, as (N, D)."""
+    flat = {
+        name: value.flatten(1) if value.dim() > 1 else value.unsqueeze(-1)
+        for name, value in codes.items()
+        if value.is_floating_point() and value.dim() > 0
+    }
+    if not flat:
+        return None
+    name = max(flat, key=lambda key: flat[key].shape[1])
+    return name, flat[name].double().cpu().numpy()
+
+
+def write_report(run: Run, numbers: Mapping[str, Any], pictures: Mapping[str, Path]) -> Path:
+    """Write ``report.html``: numbers, pictures and configuration in one file.
+
+    Args:
+        run: an open run.
+        numbers: an evaluation.
+        pictures: files by name.
+    """
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(format_number(value))}</td></tr>"
+        for name, value in numbers.items()
+        if value is not None
+    )
+    figures = "".join(
+        f'<figure><img alt="{name}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"><figcaption>'
+        f"{html.escape(CAPTIONS[name])}</figcaption></figure>"
+        for name, path in pictures.items()
+    )
+    config = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
+    title = html.escape(f"{run.program.name} on {run.data.info.name}")
+    bound = (
+        "<p>The guide is a point: <b>elbo</b> is log p(x, z) there, no bound on log p(x).</p>"
+        if run.program.deterministic_guide
+        else ""
+    )
+    page = PAGE.format(
+        title=title,
+        rows=rows,
+        figures=figures,
+        config=config,
+        bound=bound,
+        torch=torch.__version__,
+        epoch=run.epoch,
+    )
+    path = run.folder / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def format_number(value: Any) -> str:
+    """A number for people."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {format_number(v)}" for k, v in value.items()) or "none"
+    return str(value)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+color: #222 }}
+table {{ border-collapse: collapse }} td {{ padding: .15rem .8rem .15rem 0;
+border-bottom: 1px solid #ddd }} td:last-child {{ text-align: right;
+font-variant-numeric: tabular-nums }}
+figure {{ margin: 1.5rem 0 }} img {{ max-width: 100% }} figcaption {{ color: #666 }}
+pre {{ background: #f5f5f5; padding: 1rem; overflow: auto }}
+</style></head><body>
+<h1>{title}</h1>
+<p>Test data; nats per datum unless a name says otherwise; a higher ELBO is better.
+Parameters of epoch {epoch}.</p>{bound}
+<table>{rows}</table>
+{figures}
+<h2>Configuration</h2><pre>{config}</pre>
+<p>torch {torch}</p>
+</body></html>
+"""
