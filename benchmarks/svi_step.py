@@ -40,6 +40,7 @@ class PlainVAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
 
     def loss(self, x: torch.Tensor) -> torch.Tensor:
+        """−ELBO per datum."""
         loc, raw = self.encoder(x.flatten(1)).chunk(2, dim=-1)
         scale = F.softplus(raw) + 1e-4
         z = loc + scale * torch.randn_like(loc)

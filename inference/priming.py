@@ -55,15 +55,17 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
             traces = run_traces(
                 program.run_model, program.run_guide, (batch,), {"num_data": num_data}
             )
+            for name, fn in _supports(traces, batch):
+                _check_support(name, batch[name], fn, "batch")
             if not enumerates(traces):
                 check_traces(traces)
     except PplError:
         raise
     except Exception as error:
         shapes = {name: tuple(value.shape) for name, value in batch.items()}
-        hint = _pixel_hint(str(error))
         raise ProgramError(
-            f"{program.name} fails on a batch with fields {shapes}: {describe(error)}{hint}"
+            f"{program.name} fails on a batch with fields {shapes}: {describe(error)}"
+            + _pixel_hint(str(error))
         ) from error
     return traces
 

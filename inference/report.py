@@ -28,6 +28,7 @@ from inference.plotting import (
 )
 from inference.runs import Run
 from inference.sampling import encode, reconstruct, sample
+from ppl_models.errors import PplError
 from ppl_models.program import Batch
 
 CAPTIONS = {
@@ -68,7 +69,10 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
     test = next(iter(run.data.test.batches(2000)))
     if "x" in test and to_images(test["x"]) is not None:
         if "size" in run.program.options:
-            figures["samples"] = sample_figure(run, num)
+            images = to_images(sample(run.program, num)["x"])
+            assert images is not None
+            title = f"{run.program.name}: samples after epoch {run.epoch}"
+            figures["samples"] = image_grid(images, title)
         figures["reconstructions"] = reconstruction_figure(run, test)
     history = read_metrics(run.folder)
     if history:
@@ -84,11 +88,23 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
     return files
 
 
-def sample_figure(run: Run, num: int = 64, draw: str = "mean", seed: int = 0) -> Figure:
-    """A grid of draws from the prior predictive."""
-    images = to_images(sample(run.program, num, draw=draw, seed=seed)["x"])
-    assert images is not None
-    return image_grid(images, f"{run.program.name}: samples after epoch {run.epoch}")
+def save_samples(path: Path, run: Run, drawn: Mapping[str, Tensor]) -> None:
+    """Write draws as a PNG grid of images, or all sites as ``.npz``.
+
+    Raises:
+        PplError: the draws are no images, or the file's ending is another.
+    """
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in drawn.items()}
+        np.savez(buffer, **arrays)
+        return write_atomically(path, buffer.getvalue())
+    images = to_images(drawn["x"]) if "x" in drawn else None
+    if path.suffix != ".png" or images is None:
+        what = "the draws are no images" if images is None else f"cannot write {path.suffix!r}"
+        raise PplError(f"{what}: give --out FILE.npz for the arrays, or FILE.png for images")
+    title = f"{run.program.name}: samples after epoch {run.epoch}"
+    write_atomically(path, png(image_grid(images, title)))
 
 
 def reconstruction_figure(run: Run, batch: Batch, num: int = 40, seed: int = 0) -> Figure:

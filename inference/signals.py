@@ -35,8 +35,9 @@ class StopRequest:
     signum: int | None = None
 
     def __call__(self, signum: int, _: FrameType | None) -> None:
+        """Note the signal; a second SIGINT ends the process at once."""
         if self.signum is not None and signum == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
+            raise KeyboardInterrupt
         self.signum = signum
 
 

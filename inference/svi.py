@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lightning_fabric.loggers import Logger
 from pyro.infer import ELBO
 
-from inference.data.dataset import DataSet, Split, as_dataset
+from inference.data.dataset import DataSet, as_dataset
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
 from inference.loop import LAST, TrainingLoop
@@ -138,7 +139,7 @@ def fit(
         raise PplError(f"keep must be 'best' or 'last', got {keep!r}")
     folder = None if run_dir is None else Path(run_dir)
     fabric = make_fabric(device, precision, [*_run_loggers(folder, tensorboard, resume), *loggers])
-    with isolated_rng(seed), stop_on_signals() if folder else _never() as stop:
+    with isolated_rng(seed), stop_on_signals() if folder else nullcontext(StopRequest()) as stop:
         loop = _prepare(program, data, settings, fabric, folder, progress)
         if folder is not None:
             _take_up(loop, folder, resume)
@@ -153,16 +154,6 @@ def fit(
     )
 
 
-class _never:
-    """No signals are caught: Ctrl-C is the ordinary KeyboardInterrupt."""
-
-    def __enter__(self) -> StopRequest:
-        return StopRequest()
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
 def _run_loggers(folder: Path | None, tensorboard: bool, resume: bool) -> list[Logger]:
     if folder is None:
         if tensorboard:
@@ -172,7 +163,8 @@ def _run_loggers(folder: Path | None, tensorboard: bool, resume: bool) -> list[L
     if tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger
 
-        purge = {"purge_step": 0} if resume else {}  # the history is logged again
+        # After a resume the history is logged again.
+        purge: dict[str, Any] = {"purge_step": 0} if resume else {}
         found.append(TensorBoardLogger(folder, name="tensorboard", version="", **purge))
     return found
 
@@ -185,8 +177,7 @@ def _prepare(
     wrapped = as_program(program).to(fabric.device, dtype)
     dataset = as_dataset(data)
     check_fields_named(wrapped, dataset.train)
-    needed = lambda split: _only(split, wrapped.fields).to(fabric.device, dtype)  # noqa: E731
-    placed = dataset.map(needed)
+    placed = dataset.map(lambda split: split.to(fabric.device, dtype))
     num_data = len(placed.train)
     batch = next(iter(placed.train.batches(min(8, settings.batch_size))))
     traces = prime(wrapped, batch, num_data)
@@ -201,10 +192,6 @@ def _prepare(
     )
     bar = Progress(num_data * settings.epochs, progress)
     return TrainingLoop(wrapped, placed, settings, fabric, validator, folder, bar)
-
-
-def _only(split: Split, fields: Sequence[str]) -> Split:
-    return split
 
 
 def _take_up(loop: TrainingLoop, folder: Path, resume: bool) -> None:

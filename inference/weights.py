@@ -147,8 +147,14 @@ def stack(runs: list[SiteDensities]) -> SiteDensities:
     def cat(part: str) -> dict[str, Tensor]:
         return {k: torch.cat([getattr(r, part)[k] for r in runs]) for k in getattr(runs[0], part)}
 
-    parts = ("observed", "prior", "posterior", "auxiliary", "guide_means")
-    return SiteDensities(*map(cat, parts), dims=runs[0].dims)
+    return SiteDensities(
+        observed=cat("observed"),
+        prior=cat("prior"),
+        posterior=cat("posterior"),
+        auxiliary=cat("auxiliary"),
+        guide_means=cat("guide_means"),
+        dims=runs[0].dims,
+    )
 
 
 def _densities(

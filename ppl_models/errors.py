@@ -44,4 +44,6 @@ def describe(error: BaseException, path: Path | None = None) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if path is not None and Path(f.filename) == path] or frames
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {error}{place}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    message = " ".join(lines[:2])  # Pyro's go on for a screen, with tensors
+    return f"{type(error).__name__}: {message[:400]}{place}"

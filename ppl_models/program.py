@@ -79,6 +79,9 @@ class Program(nn.Module):
             without being named here, but their buffers (batch-norm statistics) are not.
     """
 
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -93,9 +96,9 @@ class Program(nn.Module):
                 raise ProgramError(f"the {role} of {_name(owner)} is not callable: {fn!r}")
         self.owner: Any = owner
         if not isinstance(owner, nn.Module):
-            held = {k: v for k, v in getattr(owner, "__dict__", {}).items() if _is_module(v)}
-            named = {k: v for k, v in (("model", model), ("guide", guide)) if _is_module(v)}
-            self.networks = nn.ModuleDict({**held, **named, **modules})
+            attributes = {**getattr(owner, "__dict__", {}), "model": model, "guide": guide}
+            held = {k: v for k, v in attributes.items() if isinstance(v, nn.Module)}
+            self.networks = nn.ModuleDict({**held, **modules})
         self.pyro_params = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
         self.__dict__["model"] = model  # not registered a second time
@@ -241,10 +244,6 @@ def _has_random_attributes(program: nn.Module) -> bool:
         )
         for module in program.modules()
     )
-
-
-def _is_module(thing: object) -> bool:
-    return isinstance(thing, nn.Module)
 
 
 def _key(name: str) -> str:

@@ -169,8 +169,7 @@ class DataSet:
 
     def map(self, change: Callable[[Split], Split]) -> DataSet:
         """The data set with every split changed."""
-        splits = {name: change(self.split(name)) for name in ("train", "valid", "test")}
-        return replace(self, **splits)
+        return DataSet(self.info, change(self.train), change(self.valid), change(self.test))
 
 
 def split_indices(size: int, fractions: tuple[float, float], seed: int = 0) -> list[Tensor]:

@@ -39,7 +39,7 @@ def latent_scatter(codes: Array, labels: NDArray[np.integer] | None, site: str =
     figure = Figure(figsize=(5.6, 5), layout="constrained")
     axes = figure.add_subplot()
     if labels is None:
-        axes.scatter(*plane.T, s=6, alpha=0.7, linewidths=0)
+        axes.scatter(plane[:, 0], plane[:, 1], s=6, alpha=0.7, linewidths=0)
     else:
         for label in np.unique(labels):
             chosen = plane[labels == label]

@@ -1,0 +1,256 @@
+"""The command ``ppl``: every subcommand is one call of a public function."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from inference import commands
+from inference.data import load_data
+from inference.elbo import ESTIMATORS
+from inference.report import format_number
+from inference.runs import FROM_DATA
+from inference.settings import SCHEDULES
+from inference.signals import TrainingInterrupted
+from inference.svi import fit
+from ppl_models.catalog import resolve
+from ppl_models.errors import PplError, UnknownNameError, describe
+
+RESUMABLE = (
+    "epochs",
+    "patience",
+    "device",
+    "progress",
+    "checkpoint_every",
+    "valid_particles",
+    "data_root",
+)
+"""Options that ``ppl train --resume`` may change."""
+
+USAGE = """usage: ppl COMMAND ...
+
+  ppl list                                    models, data sets, estimators
+  ppl train MODEL --data DATA [--out RUN]     train, evaluate, draw; --help tells the options
+  ppl train --resume RUN                      go on with a run
+  ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
+  ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
+  ppl reconstruct RUN                         data beside their reconstructions
+  ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
+
+MODEL is a name of `ppl list`, package.module:Name, or file.py:Name. Every command takes --json
+and --help."""
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are :class:`PplError` and name near misses."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(exit_on_error=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise instead of exiting."""
+        raise PplError(self._with_near_misses(message)) from ex
+
+    def _with_near_misses(self, message: str) -> str:
+        options = [
+            s for a in self._actions for s in a.option_strings if s[:2] == "--" and s[-1] != "+"
+        ]
+        words = [w.split("=")[0].strip("'\",.") for w in message.split() if "--" in w]
+        unknown = [w for w in words if w.startswith("--") and w not in options]
+        near = difflib.get_close_matches(unknown[0], options, n=3, cutoff=0.6) if unknown else []
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        return f"{message.strip()}{hint} See {self.prog} --help."
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Parse, with errors as :class:`PplError`."""
+        try:
+            parsed: Namespace = self.parse_args(list(argv))
+        except ArgumentError as error:
+            raise PplError(self._with_near_misses(str(error))) from error
+        return parsed.as_dict()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except TrainingInterrupted as stop:
+        return _fail(str(stop), 128 + stop.signum)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except PplError as error:
+        return _fail(f"error: {error}", 2)
+    except Exception as error:
+        if os.environ.get("PPL_TRACEBACK"):
+            raise
+        return _fail(f"error: {describe(error)}\n(PPL_TRACEBACK=1 shows the traceback)", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"ppl: {message}", file=sys.stderr)
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in SUBCOMMANDS:
+        raise UnknownNameError("command", name, SUBCOMMANDS)
+    as_json = "--json" in rest
+    numbers = SUBCOMMANDS[name]([word for word in rest if word != "--json"])
+    if as_json:
+        print(json.dumps(numbers, ensure_ascii=False))
+    else:
+        print_table(numbers)
+    return 0
+
+
+def print_table(numbers: dict[str, Any]) -> None:
+    """Names and values, aligned; tables within tables one below the other."""
+    for name, value in numbers.items():
+        if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
+            print(f"{name}:")
+            width = max(map(len, value))
+            print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
+    flat = {k: v for k, v in numbers.items() if v not in (None, False) and not _is_table(v)}
+    width = max(map(len, flat), default=0)
+    for name, value in flat.items():
+        print(f"{name:<{width}}  {format_number(value)}")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
+def _function_command(function: Callable[..., Any], name: str) -> Callable[[list[str]], Any]:
+    def run(argv: list[str]) -> Any:
+        parser = Parser(prog=f"ppl {name}", description=inspect.getdoc(function))
+        parser.add_function_arguments(function, as_positional=True)
+        return function(**parser.parse(argv))
+
+    return run
+
+
+def _train(argv: list[str]) -> Any:
+    if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
+        return _resume(argv)
+    parser, argv = _program_parser("train", argv)
+    parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    _add_fit_options(parser)
+    config = parser.parse(argv)
+    config.pop("config", None)
+    out, overwrite = config.pop("out"), config.pop("overwrite")
+    folder = Path(out) if out else _free_folder(config["program"], config["data"])
+    return commands.train(config, folder, overwrite=overwrite)
+
+
+def _add_fit_options(parser: Parser) -> None:
+    """The options of ``fit``; what it takes as a name or an object is a name here."""
+    names = {
+        "estimator": f"{', '.join(ESTIMATORS)}, or a class such as pyro.infer.TraceGraph_ELBO",
+        "optimizer": "a name of torch.optim",
+        "lr_schedule": ", ".join(SCHEDULES),
+    }
+    defaults = inspect.signature(fit).parameters
+    for name, text in names.items():
+        parser.add_argument(f"--{name}", type=str, default=defaults[name].default, help=text)
+    parser.add_function_arguments(
+        fit, skip={"program", "data", "run_dir", "resume", "loggers", *names}
+    )
+
+
+def _resume(argv: list[str]) -> Any:
+    parser = Parser(prog="ppl train --resume RUN")
+    parser.add_argument("--resume", type=str, required=True, help="folder of the run")
+    chosen = inspect.signature(fit).parameters.keys() - set(RESUMABLE)
+    parser.add_function_arguments(fit, skip=set(chosen))
+    parser.add_argument("--data_root", type=str, help="folder of data files")
+    given = parser.parse(argv)
+    defaults = parser.get_defaults().as_dict()
+    folder = Path(given.pop("resume"))
+    changes = {k: v for k, v in given.items() if v != defaults.get(k) or f"--{k}" in " ".join(argv)}
+    return commands.resume(folder, changes)
+
+
+def _check(argv: list[str]) -> Any:
+    parser, argv = _program_parser("check", argv)
+    config = parser.parse(argv)
+    config.pop("config", None)
+    return commands.check(config)
+
+
+def _program_parser(command: str, argv: list[str]) -> tuple[Parser, list[str]]:
+    """A parser with the options of the program that is named, and of its data."""
+    spec = _program_named(argv)
+    parser = Parser(
+        prog=f"ppl {command} {spec or 'MODEL'}",
+        description=f"{command} a program. `ppl {command} MODEL --help` adds the model's options.",
+    )
+    parser.add_argument("program", type=str, help="name, package.module:Name or file.py:Name")
+    parser.add_argument("--config", action="config", help="YAML file, such as RUN/config.yaml")
+    parser.add_function_arguments(load_data, as_positional=False)
+    parser.set_defaults({"model": {}}) if spec is None else _add_model_options(parser, spec)
+    if spec is not None and (not argv or argv[0] != spec):
+        argv = [spec, *argv]  # named in the configuration file alone
+    return parser, argv
+
+
+def _add_model_options(parser: Parser, spec: str) -> None:
+    constructor = resolve(spec)
+    add: Any = (
+        parser.add_class_arguments
+        if inspect.isclass(constructor)
+        else parser.add_function_arguments
+    )
+    add(constructor, "model", skip=set(FROM_DATA), fail_untyped=False)
+
+
+def _program_named(argv: list[str]) -> str | None:
+    """The program on the command line, or in the file that ``--config`` names."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0]
+    for i, word in enumerate(argv):
+        path = word.partition("=")[2] or (argv[i + 1] if i + 1 < len(argv) else "")
+        if word.partition("=")[0] == "--config":
+            if not Path(path).is_file():
+                raise PplError(f"there is no configuration file {path!r}")
+            config = yaml.safe_load(Path(path).read_text())
+            return config.get("program") if isinstance(config, dict) else None
+    if not {"-h", "--help"} & set(argv):
+        raise PplError("which model? `ppl train MODEL --data DATA`; `ppl list` shows the names")
+    return None
+
+
+def _free_folder(program: str, data: str) -> Path:
+    base = f"{Path(program.rpartition(':')[2] or program).stem}-{Path(data).stem}".lower()
+    folder, number = Path("runs") / base, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{base}-{number}"
+    return folder
+
+
+SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "list": lambda argv: commands.list_all(),
+    "train": _train,
+    "evaluate": _function_command(commands.evaluate_run, "evaluate"),
+    "sample": _function_command(commands.sample_run, "sample"),
+    "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
+    "check": _check,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

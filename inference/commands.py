@@ -1,0 +1,229 @@
+"""What the subcommands of ``ppl`` do: typed functions that return what is to be printed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inference import report
+from inference.checkpoint import write_atomically
+from inference.data import SOURCES, load_data
+from inference.devices import seed_all
+from inference.elbo import ESTIMATORS
+from inference.evaluation import evaluate
+from inference.loop import LAST
+from inference.runs import (
+    Run,
+    build_for,
+    create_run,
+    load_config,
+    load_run,
+    options_for,
+    save_config,
+)
+from inference.svi import fit
+from inference.testing import check_program
+from ppl_models.catalog import CATALOG, locate
+from ppl_models.errors import PplError, ProgramError
+
+Numbers = dict[str, Any]
+MAX_PARTICLES_IN_REPORT = 100
+
+
+def list_all() -> Numbers:
+    """The models, data sets and estimators there are."""
+    return {
+        "models": {n: f"{e.summary} ({e.reference})" for n, e in CATALOG.items()}
+        | {"file.py:Name": "your own model and guide (docs/adding_a_model.md)"},
+        "data": {n: s.summary for n, s in SOURCES.items()}
+        | {
+            "mnist, fashion_mnist, cifar10, ...": "any image set of torchvision",
+            "FILE.npy, FILE.npz, FOLDER": "your own arrays or images",
+        },
+        "estimators": {
+            n: f"{e.objective}; {e.latents} latents; {e.reference}" for n, e in ESTIMATORS.items()
+        },
+    }
+
+
+def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numbers:
+    """Train a program, evaluate it on test data and draw its pictures.
+
+    Args:
+        config: flat: ``program``, ``model`` (its constructor's arguments), and the options of
+            ``load_data`` and ``fit``.
+        out: the run folder.
+        overwrite: replace a run that is there.
+    """
+    config = config | {"program": locate(config["program"])}
+    create_run(out, config, overwrite=overwrite)
+    return _discarding_empty_run(out, lambda: _fit_and_finish(config, out, resume=False))
+
+
+def resume(out: Path, changes: dict[str, Any]) -> Numbers:
+    """Go on with a run.
+
+    Args:
+        out: its folder.
+        changes: options that a resumed run may change, such as ``epochs``.
+    """
+    config = load_config(out)
+    if changes:
+        config |= changes
+        save_config(out, config)
+    return _fit_and_finish(config, out, resume=True)
+
+
+def _fit_and_finish(config: dict[str, Any], out: Path, *, resume: bool) -> Numbers:
+    seed_all(config.get("seed", 0))  # of the networks' first weights
+    data = load_data(**options_for(load_data, config))
+    program = build_for(config["program"], config["model"], data.info)
+    options = {k: v for k, v in options_for(fit, config).items() if k not in ("program", "data")}
+    fit(program, data, run_dir=out, resume=resume, **options)
+    run = load_run(out, device=config.get("device", "auto"))
+    numbers = evaluate_on(run, "test", MAX_PARTICLES_IN_REPORT, seed=0)
+    pictures = report.make_pictures(run)
+    page = report.write_report(run, numbers, pictures)
+    return numbers | {"run": str(out), "report": str(page)}
+
+
+def _discarding_empty_run(out: Path, work: Callable[[], Numbers]) -> Numbers:
+    """Run; if it fails before there is a checkpoint, leave no folder behind."""
+    try:
+        return work()
+    except PplError:
+        if not (out / "checkpoints" / LAST).is_file():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def evaluate_on(run: Run, split: str, num_particles: int, seed: int) -> Numbers:
+    """Evaluate an open run and write ``evaluation.json``."""
+    result = evaluate(
+        run.program,
+        run.data.split(split).batches(512),
+        num_particles=num_particles,
+        num_data=len(run.data.train),
+        log_jacobian=run.data.info.log_jacobian,
+        seed=seed,
+    )
+    numbers = {"split": split, "epoch": run.epoch} | result.to_dict()
+    path = run.folder / "evaluation.json"
+    write_atomically(path, (json.dumps(numbers, indent=2) + "\n").encode())
+    return numbers
+
+
+def evaluate_run(
+    run: str,
+    *,
+    split: str = "test",
+    num_particles: int = 100,
+    checkpoint: str = "best",
+    device: str = "auto",
+    data_root: str | None = None,
+    seed: int = 0,
+) -> Numbers:
+    """Evaluate a run: ELBO, rate, distortion, IWAE bound, active units; nats per datum.
+
+    Args:
+        run: folder of the run.
+        split: train, valid or test.
+        num_particles: importance samples per datum.
+        checkpoint: best (by validation ELBO) or last.
+        device: auto, cpu or cuda.
+        data_root: folder of data files, if it is another than in training.
+        seed: of the draws.
+    """
+    opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
+    return evaluate_on(opened, split, num_particles, seed)
+
+
+def sample_run(
+    run: str,
+    *,
+    num: int = 64,
+    out: str | None = None,
+    draw: str = "mean",
+    checkpoint: str = "best",
+    device: str = "auto",
+    data_root: str | None = None,
+    seed: int = 0,
+) -> Numbers:
+    """Draw from the prior predictive into a picture.
+
+    Args:
+        run: folder of the run.
+        num: how many.
+        out: PNG file, or .npz for the arrays; RUN/samples.png when left out.
+        draw: mean of p(x | z), or a sample of it.
+        checkpoint: best or last.
+        device: auto, cpu or cuda.
+        data_root: folder of data files, if it is another than in training.
+        seed: of the draws.
+    """
+    opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
+    path = Path(out) if out is not None else opened.folder / "samples.png"
+    drawn = report.sample(opened.program, num, draw=draw, seed=seed)
+    report.save_samples(path, opened, drawn)
+    return {"samples": num, "file": str(path)}
+
+
+def reconstruct_run(
+    run: str,
+    *,
+    num: int = 40,
+    split: str = "test",
+    out: str | None = None,
+    checkpoint: str = "best",
+    device: str = "auto",
+    data_root: str | None = None,
+    seed: int = 0,
+) -> Numbers:
+    """Draw data beside their reconstructions.
+
+    Args:
+        run: folder of the run.
+        num: how many.
+        split: train, valid or test.
+        out: PNG file; RUN/reconstructions.png when left out.
+        checkpoint: best or last.
+        device: auto, cpu or cuda.
+        data_root: folder of data files, if it is another than in training.
+        seed: of the draws.
+    """
+    opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
+    path = Path(out) if out is not None else opened.folder / "reconstructions.png"
+    batch = next(iter(opened.data.split(split).batches(num)))
+    figure = report.reconstruction_figure(opened, batch, num, seed)
+    write_atomically(path, report.png(figure))
+    return {"reconstructions": len(next(iter(batch.values()))), "file": str(path)}
+
+
+def check(config: dict[str, Any]) -> Numbers:
+    """Check that a program keeps the contract, on the first data of a data set.
+
+    Args:
+        config: flat: ``program``, ``model`` and the options of ``load_data``.
+
+    Raises:
+        ProgramError: it does not; the message lists what is broken.
+    """
+    seed_all(0)
+    data = load_data(**options_for(load_data, config))
+    program = build_for(config["program"], config["model"], data.info)
+    split = data.train.to(torch.device("cpu"), torch.float32)
+    from inference.priming import check_fields_named
+
+    check_fields_named(program, split)
+    results = check_program(program, next(iter(split.batches(6))), raise_on_failure=False)
+    failed = [r.name for r in results if not r.ok]
+    numbers = {r.name: f"{'ok' if r.ok else 'BROKEN'}: {r.message}" for r in results}
+    if failed:
+        lines = "\n".join(f"  {name:<17} {text}" for name, text in numbers.items())
+        raise ProgramError(f"{program.name} breaks the contract ({', '.join(failed)}):\n{lines}")
+    return numbers
