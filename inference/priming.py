@@ -101,6 +101,11 @@ def check_data(traces: Traces, batch: Batch, data: DataSet) -> None:
         PplError: naming split, field, index and remedy.
     """
     supports = dict(_supports(traces, batch))
+    if len(data.valid) == 0:
+        raise PplError(
+            f"data {data.info.name!r} have no validation data; leave some, as "
+            "from_tensors(..., fractions=(0.1, 0.1)) does"
+        )
     for part in ("train", "valid", "test"):
         split = data.split(part)
         if not isinstance(split, MemorySplit):

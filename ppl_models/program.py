@@ -97,8 +97,12 @@ class Program(nn.Module):
         self.owner: Any = owner
         if not isinstance(owner, nn.Module):
             attributes = {**getattr(owner, "__dict__", {}), "model": model, "guide": guide}
-            held = {k: v for k, v in attributes.items() if isinstance(v, nn.Module)}
-            self.networks = nn.ModuleDict({**held, **modules})
+            modules |= {
+                name: value
+                for name, value in attributes.items()
+                if isinstance(value, nn.Module) and name != _WRAPPER
+            }
+        self.networks = nn.ModuleDict(modules)
         self.pyro_params = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
         self.__dict__["model"] = model  # not registered a second time
@@ -259,7 +263,7 @@ def _name(thing: object) -> str:
 
 
 def as_program(thing: object) -> Program:
-    """Any object with ``model`` and ``guide`` as a :class:`Program`.
+    """Any object with ``model`` and ``guide`` as a :class:`Program`, always the same one.
 
     Raises:
         ProgramError: it lacks one of them.
@@ -274,7 +278,17 @@ def as_program(thing: object) -> Program:
                 "`self.guide = pyro.infer.autoguide.AutoNormal(self.model)`."
             )
     assert isinstance(thing, PyroProgram)
-    return Program(thing.model, thing.guide, owner=thing)
+    attributes = getattr(thing, "__dict__", {})
+    known = attributes.get(_WRAPPER)
+    if known is not None and known.model == thing.model and known.guide == thing.guide:
+        return known
+    program = Program(thing.model, thing.guide, owner=thing)
+    attributes[_WRAPPER] = program
+    return program
+
+
+_WRAPPER = "_ppl_program"
+"""Where an object keeps its Program, which holds its ``pyro.param``s: every call finds them."""
 
 
 def auxiliary_loss(name: str, value: Tensor) -> None:

@@ -1,0 +1,112 @@
+"""Small programs that tests share. Shapes: B data, D latent."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from ppl_models.vae import VAE
+
+
+def tiny_vae(likelihood: str = "bernoulli", latent_dim: int = 3) -> VAE:
+    return VAE((1, 4, 4), latent_dim, (8,), likelihood)
+
+
+def tiny_images(size: int = 60, *, binary: bool = True, seed: int = 0) -> Tensor:
+    x = torch.rand(size, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (x > 0.6).float() if binary else x
+
+
+class GaussianToy(nn.Module):
+    """z ~ N(0, 1), x | z ~ N(z + b, s²), q = N(m, σ²), the same q for every datum.
+
+    The evidence is log N(x; b, 1 + s²), the posterior N((x − b)/(1 + s²), s²/(1 + s²)).
+    """
+
+    def __init__(self, b: float = 0.3, s: float = 0.5, m: float = 0.2, log_sigma: float = -0.4):
+        super().__init__()
+        self.b = nn.Parameter(torch.tensor(b))
+        self.m = nn.Parameter(torch.tensor(m))
+        self.log_sigma = nn.Parameter(torch.tensor(log_sigma))
+        self.s = s
+
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(self.b), 1.0))
+            return pyro.sample("x", dist.Normal(z + self.b, self.s), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", dist.Normal(self.m, self.log_sigma.exp()))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        return dist.Normal(self.b, math.sqrt(1 + self.s**2)).log_prob(x)
+
+
+class LinearVAE(PyroModule):
+    """x | z ~ N(Wz + μ, σ² I), q = N(V(x − μ), diag d): probabilistic PCA when it is trained."""
+
+    def __init__(self, x_dim: int, latent_dim: int):
+        super().__init__()
+        self.decoder = nn.Linear(latent_dim, x_dim)
+        self.encoder = nn.Linear(x_dim, latent_dim)
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.log_d = nn.Parameter(torch.zeros(latent_dim))
+        self.latent_dim = latent_dim
+
+    @pyro_method
+    def model(self, x=None, *, size=1):
+        zeros = torch.zeros_like(self.log_d)
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(zeros, 1.0).to_event(1))
+            loc = self.decoder(z)
+            return pyro.sample("x", dist.Normal(loc, self.log_sigma.exp()).to_event(1), obs=x)
+
+    @pyro_method
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.encoder(x), (0.5 * self.log_d).exp()).to_event(1))
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        w, mean = self.decoder.weight, self.decoder.bias
+        return dist.LowRankMultivariateNormal(
+            mean, w, (2 * self.log_sigma).exp().expand(len(mean))
+        ).log_prob(x)
+
+
+class GlobalMean:
+    """μ ~ N(0, 1) for all data, x | μ ~ N(μ, 1): a global latent and ``pyro.param``s."""
+
+    def model(self, x=None, *, size=1, num_data=None):
+        batch = size if x is None else len(x)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", num_data or batch, subsample=torch.arange(batch), dim=-1):
+            return pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(self, x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+
+class BernoulliToy(nn.Module):
+    """b ~ Bernoulli(½), x | b ~ N(b, 1), q = Bernoulli(logit): a discrete latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(0.5))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            b = pyro.sample("b", dist.Bernoulli(torch.full_like(self.logit, 0.5)))
+            return pyro.sample("x", dist.Normal(b, self.scale.abs()), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("b", dist.Bernoulli(logits=self.logit))
