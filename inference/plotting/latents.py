@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -43,7 +45,12 @@ def latent_scatter(codes: Array, labels: NDArray[np.integer] | None, site: str =
     else:
         for label in np.unique(labels):
             chosen = plane[labels == label]
-            look = {"s": 8, "alpha": 0.8, "linewidths": 0, "color": f"C{label % 10}"}
+            look: dict[str, Any] = {
+                "s": 8,
+                "alpha": 0.8,
+                "linewidths": 0,
+                "color": f"C{label % 10}",
+            }
             axes.scatter(chosen[:, 0], chosen[:, 1], label=str(label), **look)
         axes.legend(
             title="label", fontsize=7, markerscale=2, loc="center left", bbox_to_anchor=(1.0, 0.5)
