@@ -77,7 +77,8 @@ def evaluate(
         program: any object with ``model`` and ``guide``.
         batches: the data, as dicts of fields (B, ...) on the program's device; one dict will do.
         num_particles: K, importance samples per datum.
-        num_data: size of the training set, for programs that name it.
+        num_data: size of the training set, for programs that name it; the KL of global latents
+            is divided by it (by the number of data given, when left out).
         log_jacobian: log |dx/du| per dimension (nats) from the values that ``x`` is counted in
             (0 for binary data, −log 256 for dequantized bytes scaled to [0, 1]); None: no bits.
         max_rows: particles times data that are run at once; bounds the memory.
@@ -94,7 +95,7 @@ def evaluate(
     if isinstance(batches, dict):
         batches = [batches]
     program = as_program(program)
-    totals = _Totals(num_particles)
+    totals = _Totals(num_particles, num_data)
     training = program.training
     program.eval()
     devices = list({p.device for p in program.parameters() if p.device.type == "cuda"})
@@ -146,11 +147,17 @@ class _DatumWeights:
         self.count += k
 
 
+def _columns(means: Tensor) -> Tensor:
+    """Means (B, event...) as (B, D) on the CPU."""
+    return means.detach().reshape(len(means), -1).cpu()
+
+
 @dataclass
 class _Totals:
     """Sums over data."""
 
     num_particles: int
+    training_size: int | None = None
     num_data: int = 0
     dims: int = 0
     elbo_var: float = 0.0
@@ -177,7 +184,7 @@ class _Totals:
             self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.double().sum()) / k
         if first:
             for name, mean in block.guide_means.items():
-                self.means.setdefault(name, []).append(mean.double().mean(0).flatten(1).cpu())
+                self.means.setdefault(name, []).append(_columns(mean.double().mean(0)))
 
     def add_weights(self, weights: _DatumWeights) -> None:
         """Take in a finished batch."""
@@ -196,7 +203,8 @@ class _Totals:
         if n == 0:
             raise PplError("there are no data to evaluate on")
         kl = {name: value / n for name, value in self.kl.items()}
-        kl |= {name: sum(v) / len(v) / n for name, v in self.global_kl.items()}
+        shares = self.training_size or n  # a global latent's KL is shared by the training data
+        kl |= {name: sum(v) / len(v) / shares for name, v in self.global_kl.items()}
         rate, distortion = sum(kl.values()), self.distortion / n
         elbo = -(rate + distortion)
         per_datum = not self.global_kl and not deterministic

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroSample
+from pyro.nn import PyroSample, pyro_method
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import transform_to
@@ -146,8 +146,8 @@ class Program(nn.Module):
         fields = self._model_signature.fields if signature.open else signature.fields
         arguments = {name: batch[name] for name in fields if name in batch}
         arguments.update((k, v) for k, v in options.items() if k in signature.options)
-        if not self._announces and isinstance(fn, MethodType) and hasattr(fn, "__wrapped__"):
-            return fn.__wrapped__(fn.__self__, **arguments)
+        if not self._announces and isinstance(fn, MethodType) and _is_pyro_method(fn):
+            return fn.__wrapped__(fn.__self__, **arguments)  # type: ignore[attr-defined]
         return fn(**arguments)
 
     def draw_prior(self, size: int, given: Batch | None = None) -> Any:
@@ -184,7 +184,7 @@ class Program(nn.Module):
             yield self
 
     def param(self, name: str) -> Tensor:
-        """The value, in its constrained space, of a ``pyro.param`` of this program.
+        """The value, detached and in its constrained space, of a ``pyro.param`` of this program.
 
         Raises:
             ProgramError: no ``pyro.param`` of that name has been run.
@@ -193,7 +193,7 @@ class Program(nn.Module):
         if key not in self.pyro_params:
             known = ", ".join(_unkey(k) for k in self.pyro_params) or "none yet"
             raise ProgramError(f"no pyro.param {name!r} in {self.name}; there are: {known}")
-        return transform_to(self._constraints[key])(self.pyro_params[key])
+        return transform_to(self._constraints[key])(self.pyro_params[key]).detach()
 
 
 class _OwnParams(Messenger):
@@ -233,6 +233,13 @@ class _OwnParams(Messenger):
                 free = transform_to(constraint).inv(torch.as_tensor(initial).detach())
             parameter = nn.Parameter(free.clone())
         self.program.pyro_params[key] = parameter
+
+
+_PYRO_METHOD = pyro_method(lambda self: None).__code__
+
+
+def _is_pyro_method(fn: MethodType) -> bool:
+    return getattr(fn.__func__, "__code__", None) is _PYRO_METHOD
 
 
 def _has_random_attributes(program: nn.Module) -> bool:
