@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         PplError: the folder cannot be written to, or the disk is full; the old file stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -125,9 +125,8 @@ def test_clipping_bounds_the_step():
 
 @pytest.mark.parametrize("estimator", ["pyro.infer.TraceGraph_ELBO", TraceGraph_ELBO()])
 def test_discrete_latents_train_with_pyros_estimators(estimator):
-    fitted = quick(
-        BernoulliToy(), torch.randn(60) * 0.3 + 1.0, estimator=estimator, learning_rate=0.05
-    )
+    x = torch.randn(60) * 0.3 + 1.0
+    fitted = quick(BernoulliToy(), x, estimator=estimator, learning_rate=0.05, epochs=40)
     assert float(fitted.program.owner.logit.detach()) > 0.5
 
 
