@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inference.elbo import AnalyticKL
 from inference.elbo.base import Traces, run_traces, sample_sites
-from inference.priming import enumerates
+from inference.priming import enumerates, prime
 from inference.step import check_gradients, check_ownership, trainable
 from inference.weights import batch_size, data_dim, densities_of
 from ppl_models.errors import ProgramError
@@ -40,6 +40,13 @@ class Subject:
     def num_data(self) -> int:
         """B."""
         return batch_size(self.batch)
+
+
+def run(program: Program, batch: Batch) -> Traces:
+    """Guide and model once, without gradient and without Pyro's validation."""
+    options = {"num_data": batch_size(batch)}
+    with program.scope(), torch.no_grad(), pyro.validation_enabled(False):
+        return run_traces(program.run_model, program.run_guide, (batch,), options)
 
 
 class FixedValues(Messenger):
@@ -121,10 +128,7 @@ def check_shapes(subject: Subject) -> str:
 def check_supports(subject: Subject) -> str:
     """The guide draws nothing that the model holds impossible."""
     for _ in range(20):
-        with subject.program.scope(), torch.no_grad(), pyro.validation_enabled(False):
-            traces = run_traces(
-                subject.program.run_model, subject.program.run_guide, (subject.batch,), {}
-            )
+        traces = run(subject.program, subject.batch)
         for name, site in _sites(traces.model).items():
             try:
                 inside = site["fn"].support.check(site["value"])
@@ -189,10 +193,8 @@ def _log_weights(
 ) -> tuple[Tensor, Traces]:
     """Log weights (B,) with these latent values, or fresh ones drawn from one seed."""
     torch.manual_seed(1)
-    guide = FixedValues(values or {})(program.run_guide)
-    options = {"num_data": batch_size(batch)}
-    with program.scope(), torch.no_grad(), pyro.validation_enabled(False):
-        traces = run_traces(program.run_model, guide, (batch,), options)
+    with FixedValues(values or {}):
+        traces = run(program, batch)
     return densities_of(traces, batch_size(batch)).log_weights[0], traces
 
 
@@ -233,12 +235,25 @@ def check_deepcopy(subject: Subject) -> str:
     twin = copy.deepcopy(subject.program)
     theirs, _ = _log_weights(twin, subject.batch)
     _require_close(theirs, before, "a deep copy gives other numbers")
+    state = copy.deepcopy(twin.state_dict())
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.add_(0.1)
     after, _ = _log_weights(subject.program, subject.batch)
-    _require_close(after, before, "changing a deep copy's parameters changes the original")
+    twin.load_state_dict(state)
+    _require_close(
+        after,
+        before,
+        "changing a deep copy's parameters changes the original; make the networks attributes of a "
+        "class with model and guide as its methods",
+    )
     return "a copy is independent"
+
+
+def check_validation(subject: Subject) -> str:
+    """Pyro's own validation finds nothing: arguments, shapes against plates, supports."""
+    prime(subject.program, subject.batch, subject.num_data)
+    return "Pyro's validation passes"
 
 
 def check_per_datum(subject: Subject) -> str:
@@ -257,10 +272,11 @@ def check_precisions(subject: Subject) -> str:
     single, traces = _log_weights(subject.program, subject.batch)
     values = {n: _double(s["value"]) for n, s in sample_sites(traces.guide)}
     batch = {name: _double(value) for name, value in subject.batch.items()}
-    double, traces = _log_weights(copy.deepcopy(subject.program).double(), batch, values)
-    if double.dtype != torch.float64:
-        raise ProgramError(f"in float64 the log weights come as {double.dtype}")
-    for name, site in sample_sites(traces.model):
+    program = copy.deepcopy(subject.program).double()
+    double, _ = _log_weights(program, batch, values)
+    sites = _sites(run(program, batch).model)
+    program.float()  # networks that a copy shares are as they were
+    for name, site in sites.items():
         if site["value"].is_floating_point() and site["value"].dtype != torch.float64:
             raise ProgramError(f"in float64, site {name!r} is {site['value'].dtype}")
     _require_close(single, double, "float32 and float64 disagree", tolerance=1e-3)
@@ -287,6 +303,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "plates": check_plates,
     "shapes": check_shapes,
     "supports": check_supports,
+    "validation": check_validation,
     "gradients": check_every_gradient,
     "prior predictive": check_prior_predictive,
     "state dict": check_state_dict,

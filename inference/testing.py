@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from inference.contract import CHECKS, Subject
+from inference.contract import CHECKS, Subject, run
 from inference.devices import isolated_rng
-from inference.priming import prime
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program, as_program
@@ -67,7 +66,7 @@ def check_program(
 def _run_checks(program: Program, batch: dict[str, Tensor]) -> list[CheckResult]:
     def subject() -> Subject:
         fresh = copy.deepcopy(program).eval()
-        return Subject(fresh, batch, prime(fresh, batch, batch_size(batch)))
+        return Subject(fresh, batch, run(fresh, batch))
 
     try:
         subject()

@@ -16,6 +16,7 @@ store is never touched.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +26,12 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.nn import PyroSample, pyro_method
-from pyro.poutine.messenger import Messenger
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from ppl_models.errors import ProgramError
+from ppl_models.param_scope import has_random_attributes, is_pyro_method, params_owned_by
 
 Batch = Mapping[str, Tensor]
 
@@ -105,11 +106,13 @@ class Program(nn.Module):
         self.networks = nn.ModuleDict(modules)
         self.pyro_params = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
+        self._shared: set[str] = set()  # keys of parameters that pyro.module brought
+        self._held: set[int] = set()  # parameters that are known to be in this module
         self.__dict__["model"] = model  # not registered a second time
         self.__dict__["guide"] = guide
         self._model_signature = signature_of(model)
         self._guide_signature = signature_of(guide)
-        self._announces = _has_random_attributes(self)
+        self._announces = has_random_attributes(self)
 
     @property
     def name(self) -> str:
@@ -146,7 +149,7 @@ class Program(nn.Module):
         fields = self._model_signature.fields if signature.open else signature.fields
         arguments = {name: batch[name] for name in fields if name in batch}
         arguments.update((k, v) for k, v in options.items() if k in signature.options)
-        if not self._announces and isinstance(fn, MethodType) and _is_pyro_method(fn):
+        if not self._announces and isinstance(fn, MethodType) and is_pyro_method(fn):
             return fn.__wrapped__(fn.__self__, **arguments)  # type: ignore[attr-defined]
         return fn(**arguments)
 
@@ -172,16 +175,50 @@ class Program(nn.Module):
         ``PyroModule`` attributes are their own; the global store is set aside and comes back
         unchanged.
         """
-        for module in self.modules():  # PyroModules made outside of module-local mode lack this
-            context = module.__dict__.get("_pyro_context")
-            if context is not None and not hasattr(context, "param_state"):
-                context.param_state = {"params": {}, "constraints": {}}
-        with (
-            pyro.settings.context(module_local_params=True),
-            pyro.get_param_store().scope(),
-            _OwnParams(self),
-        ):
+        with params_owned_by(self, self):
             yield self
+
+    def owns_param(self, name: str) -> bool:
+        """Whether a ``pyro.param`` of this name has been made."""
+        return _key(name) in self.pyro_params
+
+    def own_param(self, name: str, initial: Any, constraint: Any) -> Tensor:
+        """The constrained value of a ``pyro.param``, which is made if it is new."""
+        key = _key(name)
+        if isinstance(initial, nn.Parameter):  # of a network, by pyro.module
+            if id(initial) not in self._held:
+                self._hold(key, initial)
+            return initial
+        if key not in self.pyro_params:
+            start = initial() if not isinstance(initial, Tensor) else initial
+            with torch.no_grad():
+                free = transform_to(constraint).inv(start.detach())
+            self.pyro_params[key] = nn.Parameter(free.clone())
+        constraint = self._constraints.setdefault(key, constraint)
+        unconstrained = self.pyro_params[key]
+        value = transform_to(constraint)(unconstrained)
+        value.unconstrained = lambda: unconstrained
+        return value
+
+    def _hold(self, key: str, parameter: nn.Parameter) -> None:
+        if not any(known is parameter for known in self.parameters()):
+            self.pyro_params[key] = parameter
+            self._shared.add(key)
+        self._held.add(id(parameter))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        # An AutoGuide forgets its model when it is copied, and the original does so too.
+        guides = [module for module in self.modules() if isinstance(module, AutoGuide)]
+        models = [guide._model for guide in guides]
+        for key in self._shared:  # of networks that plain functions hold, and share with a copy
+            memo[id(self.pyro_params[key])] = self.pyro_params[key]
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        twin._held = set()
+        for guide, model in zip(guides, models, strict=True):
+            guide._model = model
+            memo[id(guide)]._model = copy.deepcopy(model, memo)
+        return twin
 
     def param(self, name: str) -> Tensor:
         """The value, detached and in its constrained space, of a ``pyro.param`` of this program.
@@ -194,67 +231,6 @@ class Program(nn.Module):
             known = ", ".join(_unkey(k) for k in self.pyro_params) or "none yet"
             raise ProgramError(f"no pyro.param {name!r} in {self.name}; there are: {known}")
         return transform_to(self._constraints[key])(self.pyro_params[key]).detach()
-
-
-class _OwnParams(Messenger):
-    """Serves ``pyro.param`` statements from a program's own parameters."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__()
-        self.program = program
-        self._known = {id(p) for p in program.parameters()}
-
-    def _pyro_param(self, msg: Any) -> None:
-        if getattr(msg["fn"], "__name__", "") != "get_param":
-            return  # the announcement of a PyroModule's own parameter, which has its value
-        name, *rest = msg["args"]
-        initial = rest[0] if rest else None
-        if id(initial) in self._known:  # pyro.module on a module that the program holds
-            msg["value"], msg["done"] = initial, True
-            return
-        store, key = self.program.pyro_params, _key(name)
-        if key not in store:
-            self._create(key, name, initial, msg["kwargs"]["constraint"])
-        constraint = self.program._constraints.setdefault(key, msg["kwargs"]["constraint"])
-        unconstrained = store[key]
-        value = transform_to(constraint)(unconstrained)
-        value.unconstrained = lambda: unconstrained
-        msg["value"], msg["done"] = value, True
-
-    def _create(self, key: str, name: str, initial: Any, constraint: Any) -> None:
-        if initial is None:
-            raise ProgramError(f"pyro.param({name!r}) has no initial value and was not run before")
-        if callable(initial) and not isinstance(initial, Tensor):
-            initial = initial()
-        if isinstance(initial, nn.Parameter):
-            parameter = initial  # from pyro.module: shared with its network
-        else:
-            with torch.no_grad():
-                free = transform_to(constraint).inv(torch.as_tensor(initial).detach())
-            parameter = nn.Parameter(free.clone())
-        self.program.pyro_params[key] = parameter
-
-
-_PYRO_METHOD = pyro_method(lambda self: None).__code__
-
-
-def _is_pyro_method(fn: MethodType) -> bool:
-    return getattr(fn.__func__, "__code__", None) is _PYRO_METHOD
-
-
-def _has_random_attributes(program: nn.Module) -> bool:
-    """Whether a ``PyroModule`` in it has ``PyroSample`` attributes (Bayesian weights).
-
-    Only these need the context that ``pyro_method`` enters. Without them it does nothing but
-    announce every parameter at every step, to nobody: a :class:`Program` knows its parameters.
-    """
-    return any(
-        bool(module.__dict__.get("_pyro_samples"))
-        or any(
-            isinstance(a, PyroSample) for cls in type(module).__mro__ for a in vars(cls).values()
-        )
-        for module in program.modules()
-    )
 
 
 def _key(name: str) -> str:
