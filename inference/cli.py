@@ -151,7 +151,7 @@ def _train(argv: list[str]) -> Any:
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     _add_fit_options(parser)
     config = parser.parse(argv)
-    config.pop("config", None)
+    config = _plain(config)
     out, overwrite = config.pop("out"), config.pop("overwrite")
     folder = Path(out) if out else _free_folder(config["program"], config["data"])
     return commands.train(config, folder, overwrite=overwrite)
@@ -187,9 +187,12 @@ def _resume(argv: list[str]) -> Any:
 
 def _check(argv: list[str]) -> Any:
     parser, argv = _program_parser("check", argv)
-    config = parser.parse(argv)
-    config.pop("config", None)
-    return commands.check(config)
+    return commands.check(_plain(parser.parse(argv)))
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the configuration file's name; a program without options has empty ones."""
+    return {"model": {}} | {k: v for k, v in config.items() if k != "config"}
 
 
 def _program_parser(command: str, argv: list[str]) -> tuple[Parser, list[str]]:
@@ -202,9 +205,10 @@ def _program_parser(command: str, argv: list[str]) -> tuple[Parser, list[str]]:
     parser.add_argument("program", type=str, help="name, package.module:Name or file.py:Name")
     parser.add_argument("--config", action="config", help="YAML file, such as RUN/config.yaml")
     parser.add_function_arguments(load_data, as_positional=False)
-    parser.set_defaults({"model": {}}) if spec is None else _add_model_options(parser, spec)
-    if spec is not None and (not argv or argv[0] != spec):
-        argv = [spec, *argv]  # named in the configuration file alone
+    if spec is not None:
+        _add_model_options(parser, spec)
+        if argv[:1] != [spec]:
+            argv = [spec, *argv]  # named in the configuration file alone
     return parser, argv
 
 
