@@ -44,7 +44,7 @@ class Settings:
     kl_warmup: float
     clip_grad_norm: float | None
     patience: int | None
-    valid_particles: int
+    valid_particles: int | None
     checkpoint_every: float
     seed: int
     precision: str

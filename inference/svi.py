@@ -21,6 +21,7 @@ from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
 from inference.validation import Validator
+from inference.weights import has_global_latents
 from ppl_models.errors import PplError
 from ppl_models.program import Program, as_program
 
@@ -59,7 +60,7 @@ def fit(
     kl_warmup: float = 0.0,
     clip_grad_norm: float | None = None,
     patience: int | None = None,
-    valid_particles: int = 1,
+    valid_particles: int | None = None,
     keep: str = "best",
     checkpoint_every: float = 60.0,
     seed: int = 0,
@@ -92,7 +93,8 @@ def fit(
             training alone; the reported ELBO is never scaled.
         clip_grad_norm: largest norm of the gradient of the loss per datum.
         patience: stop after this many epochs without a better validation ELBO.
-        valid_particles: draws per datum in validation.
+        valid_particles: draws in validation; when left out, one a datum for local latents, and
+            20 where there are global ones, whose few draws all data share.
         keep: ``best`` gives back the parameters of the best validation ELBO, ``last`` the last.
         checkpoint_every: seconds between checkpoints within an epoch; there is one after each.
         seed: of draws, order of the data and lazy parameters. (Networks made before this call
@@ -183,11 +185,13 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
+    enumerated = enumerates(traces)
+    shared_draws = not enumerated and has_global_latents(traces, len(next(iter(batch.values()))))
     validator = Validator(
         placed.valid,
         make_estimator(settings.estimator, settings.num_particles),
-        enumerates(traces),
-        settings.valid_particles,
+        enumerated,
+        settings.valid_particles or (20 if shared_draws else 1),
         num_data,
     )
     bar = Progress(num_data * settings.epochs, progress)

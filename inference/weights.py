@@ -115,6 +115,16 @@ def data_dim(trace: poutine.Trace, rows: int) -> int:
     return fitting[0]
 
 
+def has_global_latents(traces: Traces, rows: int) -> bool:
+    """Whether a site of the guide stands outside the data plate."""
+    dim = data_dim(traces.model, rows)
+    return any(not _is_local(site, dim, rows) for _, site in sample_sites(traces.guide))
+
+
+def _is_local(site: Site, dim: int, rows: int) -> bool:
+    return any(f.vectorized and f.dim == dim and f.size == rows for f in site["cond_indep_stack"])
+
+
 def site_densities(
     program: object, batch: Batch, num_particles: int = 1, *, num_data: int | None = None
 ) -> SiteDensities:
@@ -215,8 +225,7 @@ def _reduce(site: Site, dim: int, rows: int, num_particles: int) -> Tensor:
     """A site's log density, unscaled and masked, summed to (K, B), or to (K,) if it is global."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
-    local = any(f.vectorized and f.dim == dim and f.size == rows for f in site["cond_indep_stack"])
-    if not local:
+    if not _is_local(site, dim, rows):
         return log_prob.sum().expand(num_particles)
     shape = site["fn"].batch_shape
     log_prob = log_prob.broadcast_to(torch.broadcast_shapes(shape, log_prob.shape))

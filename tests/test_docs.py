@@ -1,0 +1,87 @@
+"""README and docs do what they say: their code runs, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from inference.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_readme_example_runs_and_is_twenty_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "README.md", "python")
+    start = code.index("class ")
+    lines = [line for line in code[start:].splitlines() if line.strip()]
+    assert len(lines) <= 20
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "elbo=" in capsys.readouterr().out
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "sh")).splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("ppl ")]
+
+
+@pytest.mark.slow
+def test_readme_commands_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = commands(ROOT / "README.md")
+    assert {words[0] for words in found} == {"list", "train", "evaluate", "sample", "reconstruct"}
+    for words in found:
+        assert main(words) == 0, words
+    assert (tmp_path / "samples.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_model_written_from_the_docs_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = ROOT / "docs" / "adding_a_model.md"
+    model, usage, test, rest = blocks(page, "python")
+    (tmp_path / "my_model.py").write_text(model)
+    found = commands(page)
+    assert {words[0] for words in found} == {"check", "train", "evaluate", "sample"}
+    for words in found:
+        assert main(words) == 0, words
+    code = "\n".join([usage, test, "test_factor_analysis()"])
+    prelude = "import torch, pyro\nimport pyro.distributions as dist\n"
+    (tmp_path / "usage.py").write_text(prelude + code + "\n" + rest)
+    names = runpy.run_path(str(tmp_path / "usage.py"))
+    assert float(names["fitted"].program.param("loc")) == pytest.approx(3.0, abs=0.3)
+    sys.modules.pop("my_model", None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_are_there(page):
+    targets = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    local = [t for t in targets if not t.startswith("http")]
+    assert [t for t in local if not (page.parent / t).exists()] == []
+
+
+def test_every_model_of_the_catalog_has_a_page_and_a_row():
+    from ppl_models import CATALOG
+
+    readme = (ROOT / "README.md").read_text()
+    for name in CATALOG:
+        assert (ROOT / "docs" / f"{name}.md").is_file()
+        assert f"| `{name}` |" in readme
+
+
+def test_makefile_commands_of_the_readme_exist():
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert set(named) == {"demo", "test"} <= set(targets)
