@@ -51,7 +51,7 @@ def to_images(x: Tensor) -> np.ndarray | None:
 def png(figure: Figure) -> bytes:
     """A figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight", pad_inches=0.06)
     return buffer.getvalue()
 
 
