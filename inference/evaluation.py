@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.devices import isolated_rng
 from inference.weights import SiteDensities, batch_size, particle_blocks
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
@@ -98,10 +99,8 @@ def evaluate(
     totals = _Totals(num_particles, num_data)
     training = program.training
     program.eval()
-    devices = list({p.device for p in program.parameters() if p.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with isolated_rng(seed):
             for batch in batches:
                 _add_batch(totals, program, batch, num_particles, num_data, max_rows)
     finally:

@@ -109,7 +109,6 @@ class TrainingLoop:
             while self.at.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(stop)
                 self._end_epoch()
-        self.progress.close()
 
     def _train_epoch(self, stop: StopRequest) -> None:
         self.program.train()
@@ -233,6 +232,12 @@ def _check_same_run(state: dict[str, Any], settings: Settings, num_data: int, pa
                 f"{state['settings'][name]!r}. Only the number of epochs, patience, device, "
                 "validation and checkpoint intervals may change."
             )
+    if settings.lr_schedule != "constant" and state["settings"]["epochs"] != settings.epochs:
+        raise PplError(
+            f"cannot resume {path} with epochs={settings.epochs}: its learning rate falls over "
+            f"{state['settings']['epochs']} epochs (lr_schedule={settings.lr_schedule!r}). Only a "
+            "run with a constant learning rate can be given more."
+        )
     if state["num_data"] != num_data:
         raise PplError(f"cannot resume {path} on {num_data} data: it had {state['num_data']}")
 

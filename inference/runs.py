@@ -18,7 +18,7 @@ import yaml
 
 from inference.checkpoint import load_checkpoint, load_parameters, write_atomically
 from inference.data import DataInfo, DataSet, load_data
-from inference.devices import dtype_of, make_fabric
+from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.priming import prime
 from ppl_models.catalog import build, resolve, source_file
 from ppl_models.errors import PplError, ProgramError
@@ -175,7 +175,7 @@ def load_run(
         options["data_root"] = data_root
     data = load_data(**options).map(lambda split: split.to(fabric.device, dtype))
     program = build_for(config["program"], config["model"], data.info).to(fabric.device, dtype)
-    with torch.random.fork_rng():
+    with isolated_rng(0):
         prime(program, next(iter(data.train.batches(8))), len(data.train))
     program.to(fabric.device, dtype)
     load_parameters(program, state, path)

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.devices import isolated_rng
 from inference.elbo.base import run_traces, sample_sites
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, as_program
@@ -54,8 +55,7 @@ def sample(
     """
     _check(draw)
     program = as_program(program)
-    with torch.random.fork_rng(), program.scope():
-        torch.manual_seed(seed)
+    with isolated_rng(seed), program.scope():
         trace = poutine.trace(program.draw_prior).get_trace(num, given)
     return {
         name: _value(site, draw if name in program.fields else "sample")
@@ -80,8 +80,7 @@ def reconstruct(
     """
     _check(draw)
     program = as_program(program)
-    with torch.random.fork_rng(), program.scope():
-        torch.manual_seed(seed)
+    with isolated_rng(seed), program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
         return {
             name: _value(site, "mean") if draw == "mean" else site["fn"].sample()
@@ -99,7 +98,6 @@ def encode(program: object, batch: Batch) -> dict[str, Tensor]:
         batch: fields (B, ...).
     """
     program = as_program(program)
-    with torch.random.fork_rng(), program.scope():
-        torch.manual_seed(0)
+    with isolated_rng(0), program.scope():
         trace = poutine.trace(program.run_guide).get_trace(batch)
     return {name: _value(site, "mean") for name, site in sample_sites(trace)}

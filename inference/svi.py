@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def fit(
         loop = _prepare(program, data, settings, fabric, folder, progress)
         if folder is not None:
             _take_up(loop, folder, resume)
-        loop.run(stop)
+        with closing(loop.progress):
+            loop.run(stop)
         if keep == "best":
             loop.restore_best()
     for logger in fabric.loggers:

@@ -6,6 +6,7 @@ import torch
 from pyro.infer import ELBO
 
 from inference.data.dataset import Split
+from inference.devices import isolated_rng
 from inference.evaluation import evaluate
 from ppl_models.program import Program
 
@@ -54,8 +55,7 @@ class Validator:
         options = {"num_data": None}
         training = program.training
         program.eval()
-        with torch.random.fork_rng(), torch.no_grad(), program.scope():
-            torch.manual_seed(0)
+        with isolated_rng(0), torch.no_grad(), program.scope():
             for batch in self.split.batches(BATCH):
                 total += self.estimator.loss(program.run_model, program.run_guide, batch, **options)
         program.train(training)

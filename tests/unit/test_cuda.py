@@ -55,7 +55,7 @@ def test_sampling():
 
 @pytest.mark.parametrize(("first", "second"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_resuming_across_devices(tmp_path, first, second):
-    options = {"batch_size": 20, "run_dir": tmp_path, "progress": False, "lr_schedule": "cosine"}
+    options = {"batch_size": 20, "run_dir": tmp_path, "progress": False}
     fit(tiny_vae(), tiny_images(200), epochs=2, device=first, **options)
     fitted = fit(tiny_vae(), tiny_images(200), epochs=4, device=second, resume=True, **options)
     assert [row["epoch"] for row in fitted.history] == [1, 2, 3, 4]

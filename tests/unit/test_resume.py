@@ -160,7 +160,13 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
 def test_a_resumed_run_keeps_its_settings(tmp_path, change, message):
     train(tmp_path, epochs=1)
     with pytest.raises(PplError, match=message):
-        train(tmp_path, epochs=2, **change)
+        train(tmp_path, epochs=1, **change)
+
+
+def test_a_run_whose_learning_rate_falls_keeps_its_length(tmp_path):
+    train(tmp_path, epochs=1)
+    with pytest.raises(PplError, match="its learning rate falls over 1 epochs"):
+        train(tmp_path, epochs=2)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
