@@ -54,7 +54,7 @@ def resolve(spec: str) -> Callable[..., Any]:
     location, name = _split(spec)
     if location.endswith(".py"):
         module = _import_file(Path(location))
-    elif name:
+    elif name and location and not location.startswith("."):
         module = _import_module(location)
     else:
         raise UnknownNameError(
@@ -92,6 +92,8 @@ def _import_module(location: str) -> ModuleType:
             f"cannot import {location!r} ({error}); is it installed? "
             "A file is named as `path/to/file.py:Name`."
         ) from error
+    except Exception as error:
+        raise ProgramError(f"{location!r} cannot be imported: {describe(error)}") from error
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -108,7 +110,8 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ProgramError(f"{path} cannot be imported: {describe(error, path)}") from error
+        shown = describe(error, path.resolve())
+        raise ProgramError(f"{path} cannot be imported: {shown}") from error
     finally:
         sys.path.remove(folder)
     return module

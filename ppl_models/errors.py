@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,7 +28,8 @@ class UnknownNameError(PplError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        lower = {known.lower(): known for known in names}
+        near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
         meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         tail = f" {hint}" if hint else ""
         super().__init__(f"unknown {kind} {name!r}.{meant} There are: {', '.join(names)}.{tail}")
@@ -38,12 +40,27 @@ class ProgramError(PplError):
 
 
 def describe(error: BaseException, path: Path | None = None) -> str:
-    """An exception in one line, with the last place in the user's file (or at all)."""
+    """An exception in one line, with the last place in the user's code.
+
+    Args:
+        error: the exception.
+        path: the user's file, if it is known.
+    """
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if path is not None and Path(f.filename) == path] or frames
+    own = [f for f in frames if path is not None and Path(f.filename).resolve() == path]
+    own = own or [f for f in frames if not _is_machinery(Path(f.filename))]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     lines = [line for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[:2])  # Pyro's go on for a screen, with tensors
     return f"{type(error).__name__}: {message[:400]}{place}"
+
+
+def _is_machinery(file: Path) -> bool:
+    """Whether a source file is neither a program's nor the user's."""
+    here = Path(__file__).parent
+    ours = file.parent == here and file.name in ("catalog.py", "program.py", "param_scope.py")
+    engine = here.parent / "inference" in file.parents
+    library = "site-packages" in file.parts or Path(sysconfig.get_path("stdlib")) in file.parents
+    return ours or engine or library

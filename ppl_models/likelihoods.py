@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppl_models.errors import UnknownNameError
+from ppl_models.errors import ProgramError, UnknownNameError
 
 MIN_SCALE = 1e-4
 """Floor of every learned scale: a pixel that never changes must not give infinite density."""
@@ -56,6 +56,11 @@ class Likelihood(nn.Module):
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The ``num_outputs`` parameter maps, each ``(..., *event_shape)``, in full precision."""
         outputs, dim = full_precision(outputs), -1 - len(self.event_shape)
+        if outputs.shape[dim:] != self.output_shape:
+            raise ProgramError(
+                f"{type(self).__name__} wants decoder outputs (..., {tuple(self.output_shape)}), "
+                f"got {tuple(outputs.shape)}"
+            )
         return (outputs.squeeze(dim),) if self.num_outputs == 1 else outputs.unbind(dim)
 
     def independent(self, elementwise: dist.TorchDistribution) -> dist.TorchDistribution:

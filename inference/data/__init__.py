@@ -74,12 +74,12 @@ def _load(name: str, root: str | None, num_workers: int) -> DataSet:
         if not path.is_file():
             raise PplError(f"there is no data file {name!r} (looked in {Path.cwd()})")
         return load_array_file(path)
-    if path.is_dir():
-        return load_image_folder(path, num_workers)
     classes = torchvision_classes()
     key = name.lower().replace("_", "").replace("-", "")
-    if key in classes:
+    if key in classes:  # before folders: torchvision keeps MNIST in one called MNIST
         return torchvision_set(classes[key], folder)
+    if path.is_dir():
+        return load_image_folder(path, num_workers)
     raise UnknownNameError(
         "data set",
         name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,10 @@ def load_array_file(path: Path) -> DataSet:
         PplError: no array file, pickled objects, or data that cannot be learned from.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (ValueError, OSError, EOFError) as error:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PplError(
             f"cannot read {path}: {error}. Expected an .npy or .npz of plain numbers; pickled "
             "objects are refused because they can run code."
@@ -51,7 +54,8 @@ def load_array_file(path: Path) -> DataSet:
     if not any(name.endswith("_train") for name in fields):
         levels = 256 if arrays.get("x", np.empty(0)).dtype == np.uint8 else None
         return from_tensors(fields, name=path.stem, levels=levels)
-    return _ready_splits(fields, path)
+    levels = 256 if arrays.get("x_train", np.empty(0)).dtype == np.uint8 else None
+    return _ready_splits(fields, path, levels)
 
 
 def _as_field(name: str, array: np.ndarray, path: Path) -> Tensor:
@@ -60,12 +64,13 @@ def _as_field(name: str, array: np.ndarray, path: Path) -> Tensor:
     if array.dtype == np.uint8 and array.ndim > 1:
         value = bytes_to_unit(array)
     else:
-        value = torch.as_tensor(array.astype(np.int64) if array.dtype.kind in "iu" else array)
-        value = value.float() if value.dtype in (torch.bool, torch.float64) else value
+        kept = {"b": np.bool_, "f": np.float32}.get(array.dtype.kind, np.int64)
+        value = torch.as_tensor(array.astype(kept))
+        value = value.float() if value.dtype == torch.bool else value
     return value.unsqueeze(1) if value.dim() == 3 else value
 
 
-def _ready_splits(fields: dict[str, Tensor], path: Path) -> DataSet:
+def _ready_splits(fields: dict[str, Tensor], path: Path, levels: int | None) -> DataSet:
     splits = []
     for part in ("train", "valid", "test"):
         ending = f"_{part}"
@@ -74,7 +79,11 @@ def _ready_splits(fields: dict[str, Tensor], path: Path) -> DataSet:
             raise PplError(f"{path} has fields for train but none for {part}: {sorted(fields)}")
         check_fields(tensors, f"{path.name} ({part})")
         splits.append(MemorySplit(tensors))
-    return DataSet(describe(path.stem, splits[0].tensors), *splits)
+    shapes = [{k: tuple(v.shape[1:]) for k, v in s.tensors.items()} for s in splits]
+    if any(s != shapes[0] for s in shapes):
+        raise PplError(f"{path}: fields or shapes differ between train, valid, test: {shapes}")
+    together = {k: torch.cat([s.tensors[k] for s in splits]) for k in shapes[0]}
+    return DataSet(describe(path.stem, together, levels), *splits)
 
 
 class ImageFiles(Dataset[dict[str, Tensor]]):
@@ -123,6 +132,8 @@ def read_image(path: Path, grey: bool | None = None) -> Tensor:
         with Image.open(path) as image:
             if grey is None:
                 grey = image.mode in ("1", "L", "I", "I;16", "F", "LA")
+            if image.mode.startswith("I;16"):
+                return torch.tensor(np.array(image).astype(np.float32) / 65535).unsqueeze(0)
             pixels = np.array(image.convert("L" if grey else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise PplError(f"cannot read the image {path}: {error}") from error
@@ -154,6 +165,10 @@ def load_image_folder(folder: Path, num_workers: int = 0) -> DataSet:
         levels=256,
     )
     parts = split_indices(len(paths), (0.1, 0.1))
+    if not all(len(part) for part in parts):
+        raise PplError(
+            f"{len(paths)} images in {folder} are too few to split into train, valid and test"
+        )
     if len(paths) * c * h * w * 4 > MEMORY_LIMIT:
         return DataSet(info, *(_stream(files, part, num_workers) for part in parts))
     return DataSet(info, *(_in_memory(files, part) for part in parts))

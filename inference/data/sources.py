@@ -88,6 +88,8 @@ def binarized_mnist(root: Path) -> DataSet:
     texts = [root / f"binarized_mnist_{name}.amat" for name in names]
     if packed.is_file():
         with np.load(packed, allow_pickle=False) as file:
+            if not set(names) <= set(file.files):
+                raise PplError(f"{packed} holds {file.files}; expected train, valid, test")
             arrays = [file[name] for name in names]
         arrays = [a if a.shape[1] == 784 else np.unpackbits(a, axis=1)[:, :784] for a in arrays]
     elif all(path.is_file() for path in texts):

@@ -66,6 +66,8 @@ def binarize(data: DataSet, how: str, seed: int = 0) -> DataSet:
         raise UnknownNameError("binarization", how, BINARIZATIONS)
     if how == "none":
         return data
+    if any(getattr(data.split(p), "transform", None) for p in ("train", "valid", "test")):
+        raise PplError(f"cannot binarize {data.info.name!r}: its batches are changed already")
     low, high = data.info.value_range
     if low < 0 or high > 1:
         raise PplError(f"cannot binarize {data.info.name!r}: x in [{low:g}, {high:g}], not [0, 1]")

