@@ -17,6 +17,7 @@ from inference.devices import seed_all
 from inference.elbo import ESTIMATORS
 from inference.evaluation import evaluate
 from inference.loop import LAST
+from inference.priming import check_fields_named
 from inference.runs import (
     Run,
     build_for,
@@ -217,8 +218,6 @@ def check(config: dict[str, Any]) -> Numbers:
     data = load_data(**options_for(load_data, config))
     program = build_for(config["program"], config["model"], data.info)
     split = data.train.to(torch.device("cpu"), torch.float32)
-    from inference.priming import check_fields_named
-
     check_fields_named(program, split)
     results = check_program(program, next(iter(split.batches(6))), raise_on_failure=False)
     failed = [r.name for r in results if not r.ok]
