@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
+from data_helpers import save_images
 
 SHARED = Path(os.environ.get("PPL_DATA_ROOT") or Path(__file__).parents[2] / "shared" / "data")
 
@@ -26,6 +28,14 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no data files in {SHARED}; name their folder by PPL_DATA_ROOT")
     return SHARED
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 30 grey images of one grey value each: 0, 8, 16, ..."""
+    folder = tmp_path / "pictures"
+    save_images(folder, {f"{i:02}.png": np.full((3, 5), 8 * i, np.uint8) for i in range(30)})
+    return folder
 
 
 def pytest_collection_modifyitems(items):

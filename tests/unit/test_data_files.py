@@ -18,14 +18,6 @@ from inference.data import (
 from ppl_models.errors import PplError
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    """A folder of 30 grey images of one grey value each: 0, 8, 16, ..."""
-    folder = tmp_path / "pictures"
-    save_images(folder, {f"{i:02}.png": np.full((3, 5), 8 * i, np.uint8) for i in range(30)})
-    return folder
-
-
 def test_npy_bytes_are_images_in_the_unit_interval(tmp_path):
     array = np.random.default_rng(0).integers(0, 256, (50, 4, 6), dtype=np.uint8)
     np.save(tmp_path / "bytes.npy", array)
