@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -47,11 +48,11 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
     Raises:
         ProgramError: model or guide fails on the batch, or they do not match.
     """
-    import pyro
-
     check_batch(batch)
     try:
-        with torch.no_grad(), pyro.validation_enabled(True), program.scope():
+        # New parameters come into being on the batch's device.
+        device = next(iter(batch.values())).device
+        with device, torch.no_grad(), pyro.validation_enabled(True), program.scope():
             traces = run_traces(
                 program.run_model, program.run_guide, (batch,), {"num_data": num_data}
             )

@@ -78,7 +78,7 @@ class SVIStep:
             NonFiniteLossError: the loss or the gradient is not finite; nothing was updated.
             ProgramError: a parameter gets no gradient (first step only).
         """
-        draws = torch.get_rng_state()
+        draws = self._generator_states()
         for parameter in self.parameters:  # what zero_grad does, at a twentieth of its cost
             parameter.grad = None
         loss = self.backward(batch)
@@ -111,10 +111,19 @@ class SVIStep:
         loss.backward()
         return loss.detach()
 
-    def _explain(self, loss: Tensor, batch: Batch, draws: Tensor) -> str:
+    def _generator_states(self) -> list[Tensor]:
+        """States of the generators that a step draws from."""
+        states = [torch.get_rng_state()]
+        if self.fabric.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.fabric.device))
+        return states
+
+    def _explain(self, loss: Tensor, batch: Batch, draws: list[Tensor]) -> str:
         """Run the step's draws again and name what went wrong."""
         after = rng_state()
-        torch.set_rng_state(draws)
+        torch.set_rng_state(draws[0])
+        if len(draws) > 1:
+            torch.cuda.set_rng_state(draws[1], self.fabric.device)
         try:
             with torch.no_grad(), self.fabric.autocast():
                 traces = run_traces(self._model, self._guide, (batch,), {})
