@@ -124,7 +124,9 @@ def print_table(numbers: dict[str, Any]) -> None:
             print(f"{name}:")
             width = max(map(len, value))
             print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
-    flat = {k: v for k, v in numbers.items() if v not in (None, False) and not _is_table(v)}
+    flat = {
+        k: v for k, v in numbers.items() if v is not None and v is not False and not _is_table(v)
+    }
     width = max(map(len, flat), default=0)
     for name, value in flat.items():
         print(f"{name:<{width}}  {format_number(value)}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,13 @@ from inference.data import SOURCES, load_data
 from inference.devices import seed_all
 from inference.elbo import ESTIMATORS
 from inference.evaluation import evaluate
-from inference.loop import LAST
 from inference.priming import check_fields_named
 from inference.runs import (
     Run,
     build_for,
-    create_run,
     load_config,
     load_run,
+    new_run,
     options_for,
     save_config,
 )
@@ -62,8 +59,11 @@ def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numb
         overwrite: replace a run that is there.
     """
     config = config | {"program": locate(config["program"])}
-    create_run(out, config, overwrite=overwrite)
-    return _discarding_empty_run(out, lambda: _fit_and_finish(config, out, resume=False))
+    if Path(config["data"]).exists():
+        config["data"] = str(Path(config["data"]).resolve())
+    with new_run(out, config, overwrite=overwrite):
+        _fit(config, out, resume=False)
+    return _finish(config, out)
 
 
 def resume(out: Path, changes: dict[str, Any]) -> Numbers:
@@ -73,34 +73,27 @@ def resume(out: Path, changes: dict[str, Any]) -> Numbers:
         out: its folder.
         changes: options that a resumed run may change, such as ``epochs``.
     """
-    config = load_config(out)
-    if changes:
-        config |= changes
-        save_config(out, config)
-    return _fit_and_finish(config, out, resume=True)
+    config = load_config(out) | changes
+    _fit(config, out, resume=True)
+    save_config(out, config)  # now that the changes have proved possible
+    return _finish(config, out)
 
 
-def _fit_and_finish(config: dict[str, Any], out: Path, *, resume: bool) -> Numbers:
+def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> None:
     seed_all(config.get("seed", 0))  # of the networks' first weights
     data = load_data(**options_for(load_data, config))
     program = build_for(config["program"], config["model"], data.info)
     options = {k: v for k, v in options_for(fit, config).items() if k not in ("program", "data")}
     fit(program, data, run_dir=out, resume=resume, **options)
+
+
+def _finish(config: dict[str, Any], out: Path) -> Numbers:
+    """Evaluate the best epoch on test data, and draw."""
     run = load_run(out, device=config.get("device", "auto"))
     numbers = evaluate_on(run, "test", MAX_PARTICLES_IN_REPORT, seed=0)
     pictures = report.make_pictures(run)
     page = report.write_report(run, numbers, pictures)
     return numbers | {"run": str(out), "report": str(page)}
-
-
-def _discarding_empty_run(out: Path, work: Callable[[], Numbers]) -> Numbers:
-    """Run; if it fails before there is a checkpoint, leave no folder behind."""
-    try:
-        return work()
-    except PplError:
-        if not (out / "checkpoints" / LAST).is_file():
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def evaluate_on(run: Run, split: str, num_particles: int, seed: int) -> Numbers:
@@ -169,6 +162,8 @@ def sample_run(
     """
     opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
     path = Path(out) if out is not None else opened.folder / "samples.png"
+    if num < 1:
+        raise PplError(f"num must be at least 1, got {num}")
     drawn = report.sample(opened.program, num, draw=draw, seed=seed)
     report.save_samples(path, opened, drawn)
     return {"samples": num, "file": str(path)}
@@ -201,6 +196,10 @@ def reconstruct_run(
     path = Path(out) if out is not None else opened.folder / "reconstructions.png"
     batch = next(iter(opened.data.split(split).batches(num)))
     figure = report.reconstruction_figure(opened, batch, num, seed)
+    if figure is None:
+        raise PplError(
+            "nothing to draw: the data's field 'x' is no image, or no site named 'x' observes it"
+        )
     write_atomically(path, report.png(figure))
     return {"reconstructions": len(next(iter(batch.values()))), "file": str(path)}
 

@@ -23,7 +23,7 @@ from inference.elbo import AnalyticKL
 from inference.elbo.base import Traces, run_traces, sample_sites
 from inference.priming import enumerates, prime
 from inference.step import check_gradients, check_ownership, trainable
-from inference.weights import batch_size, data_dim, densities_of
+from inference.weights import batch_size, data_plate, densities_of, is_local
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch, Program
 
@@ -95,7 +95,7 @@ def check_sites(subject: Subject) -> str:
 
 def check_plates(subject: Subject) -> str:
     """Every latent stands in the same plates in model and guide; the data plate is there."""
-    data_dim(subject.traces.model, subject.num_data)
+    data_plate(subject.traces.model, subject.num_data)
     guide = _sites(subject.traces.guide)
     for name, site in _latents(subject.traces).items():
         if name not in guide:
@@ -200,11 +200,11 @@ def _log_weights(
 
 def _values_of(traces: Traces, num_data: int, data: Tensor) -> dict[str, Tensor]:
     """The guide's values for some of the data, by index; global ones as they are."""
-    dim = data_dim(traces.model, num_data)
+    plate = data_plate(traces.model, num_data)
     values = {}
     for name, site in sample_sites(traces.guide):
-        local = any(f.dim == dim for f in site["cond_indep_stack"])
-        axis = dim - site["fn"].event_dim
+        axis = plate[1] - site["fn"].event_dim
+        local = is_local(site, plate)
         values[name] = site["value"].index_select(axis, data) if local else site["value"]
     return values
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.devices import isolated_rng
-from inference.weights import SiteDensities, batch_size, particle_blocks
+from inference.weights import SiteDensities, batch_size, evaluation_mode, particle_blocks
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
 
@@ -97,14 +97,9 @@ def evaluate(
         batches = [batches]
     program = as_program(program)
     totals = _Totals(num_particles, num_data)
-    training = program.training
-    program.eval()
-    try:
-        with isolated_rng(seed):
-            for batch in batches:
-                _add_batch(totals, program, batch, num_particles, num_data, max_rows)
-    finally:
-        program.train(training)
+    with evaluation_mode(program), isolated_rng(seed):
+        for batch in batches:
+            _add_batch(totals, program, batch, num_particles, num_data, max_rows)
     return totals.result(log_jacobian, program.deterministic_guide)
 
 
@@ -159,6 +154,7 @@ class _Totals:
     training_size: int | None = None
     num_data: int = 0
     dims: int = 0
+    discrete: bool = False
     elbo_var: float = 0.0
     iwae: float = 0.0
     iwae_var: float = 0.0
@@ -172,7 +168,7 @@ class _Totals:
     def add_block(self, block: SiteDensities, first: bool) -> None:
         """Take in a block of particles; their means over K add up to nats."""
         k = self.num_particles
-        self.dims = block.dims
+        self.dims, self.discrete = block.dims, block.discrete
         self.distortion += float(block.distortion.double().sum()) / k
         for name, value in block.kl.items():
             if value.dim() == 2:
@@ -188,7 +184,8 @@ class _Totals:
     def add_weights(self, weights: _DatumWeights) -> None:
         """Take in a finished batch."""
         k = self.num_particles
-        ess = (2 * weights.log_sum - weights.log_sum_sq).exp()  # in [1, K]
+        # In [1, K], but for rounding where all weights are equal (a collapsed posterior).
+        ess = (2 * weights.log_sum - weights.log_sum_sq).exp().clamp(1, k)
         self.num_data += len(ess)
         self.iwae += float((weights.log_sum - math.log(k)).sum())
         self.ess += float(ess.sum()) / k
@@ -232,6 +229,8 @@ class _Totals:
     def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:
         if nats is None or log_jacobian is None:
             return None
+        if log_jacobian == 0.0 and not self.discrete:
+            return None  # a density of discrete data is no probability
         return -(nats / self.dims + log_jacobian) / math.log(2)
 
     def _active_units(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 
 from ppl_models.errors import PplError
 
@@ -31,7 +32,7 @@ class KLWeight(Messenger):
         self.sites = sites
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+        if msg["is_observed"] or isinstance(msg["fn"], _Subsample):
             return
         if self.sites is None or msg["name"] in self.sites:
             msg["scale"] = msg["scale"] * self.weight

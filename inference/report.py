@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.checkpoint import write_atomically
+from inference.devices import isolated_rng
 from inference.metrics import read_metrics
 from inference.plotting import (
     image_grid,
@@ -28,6 +29,7 @@ from inference.plotting import (
 )
 from inference.runs import Run
 from inference.sampling import encode, reconstruct, sample
+from inference.weights import batch_size
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
 
@@ -39,8 +41,10 @@ CAPTIONS = {
 }
 
 
-def to_images(x: Tensor) -> np.ndarray | None:
+def to_images(x: Tensor | None) -> np.ndarray | None:
     """Data as images (N, C, H, W), or None: they are none."""
+    if x is None:
+        return None
     if x.dim() == 3:
         x = x.unsqueeze(1)
     if x.dim() != 4 or x.shape[1] not in (1, 3):
@@ -66,18 +70,20 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
         The files by name: samples, reconstructions, learning_curves, latent_space.
     """
     figures: dict[str, Figure] = {}
-    test = next(iter(run.data.test.batches(2000)))
-    if "x" in test and to_images(test["x"]) is not None:
-        if "size" in run.program.options:
-            images = to_images(sample(run.program, num)["x"])
-            assert images is not None
+    with isolated_rng(0):  # transforms of the data draw too
+        test = next(iter(run.data.test.batches(2000)))
+    if "size" in run.program.options:
+        images = to_images(sample(run.program, num).get("x"))
+        if images is not None:
             title = f"{run.program.name}: samples after epoch {run.epoch}"
             figures["samples"] = image_grid(images, title)
-        figures["reconstructions"] = reconstruction_figure(run, test)
+    pairs = reconstruction_figure(run, test)
+    if pairs is not None:
+        figures["reconstructions"] = pairs
     history = read_metrics(run.folder)
     if history:
         figures["learning_curves"] = learning_curves(history)
-    codes = _widest_code(encode(run.program, test))
+    codes = _widest_code(encode(run.program, test), batch_size(test))
     if codes is not None:
         site, values = codes
         labels = test["y"].cpu().numpy() if "y" in test else None
@@ -107,23 +113,23 @@ def save_samples(path: Path, run: Run, drawn: Mapping[str, Tensor]) -> None:
     write_atomically(path, png(image_grid(images, title)))
 
 
-def reconstruction_figure(run: Run, batch: Batch, num: int = 40, seed: int = 0) -> Figure:
-    """Data and their reconstructions."""
+def reconstruction_figure(run: Run, batch: Batch, num: int = 40, seed: int = 0) -> Figure | None:
+    """Data and their reconstructions, or None: field ``x`` is no image, or no site observes it."""
     some = {name: value[:num] for name, value in batch.items()}
-    originals = to_images(some["x"])
-    again = to_images(reconstruct(run.program, some, seed=seed)["x"].reshape(some["x"].shape))
-    assert originals is not None
-    assert again is not None
+    originals = to_images(some.get("x"))
+    again = to_images(reconstruct(run.program, some, seed=seed).get("x"))
+    if originals is None or again is None or again.shape != originals.shape:
+        return None
     title = f"{run.program.name}: data, and below each its reconstruction"
     return reconstruction_grid(originals, again, title)
 
 
-def _widest_code(codes: Mapping[str, Tensor]) -> tuple[str, np.ndarray] | None:
-    """The latent site with the most dimensions, as (N, D)."""
+def _widest_code(codes: Mapping[str, Tensor], num_data: int) -> tuple[str, np.ndarray] | None:
+    """The local latent site with the most dimensions, as (N, D)."""
     flat = {
-        name: value.flatten(1) if value.dim() > 1 else value.unsqueeze(-1)
+        name: value.detach().flatten(1) if value.dim() > 1 else value.detach().unsqueeze(-1)
         for name, value in codes.items()
-        if value.is_floating_point() and value.dim() > 0
+        if value.is_floating_point() and value.dim() > 0 and len(value) == num_data
     }
     if not flat:
         return None

@@ -7,7 +7,8 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -48,36 +49,68 @@ def environment() -> dict[str, Any]:
     }
 
 
-def create_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False) -> None:
+def create_run(folder: Path, config: dict[str, Any]) -> None:
     """Make a run folder with its configuration.
 
     Args:
         folder: its path; may exist if it is empty.
         config: written to ``config.yaml``.
-        overwrite: delete what is there, if it is a run.
 
     Raises:
         PplError: the folder holds something, or cannot be made.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if _is_taken(folder):
         is_run = (folder / CONFIG).is_file()
-        if not overwrite or not is_run:
-            raise PplError(
-                f"{folder} exists already"
-                + (
-                    "; go on with it by --resume, replace it by --overwrite, or "
-                    if is_run
-                    else " and is no run; "
-                )
-                + "name another folder by --out"
+        raise PplError(
+            f"{folder} exists already"
+            + (
+                "; go on with it by --resume, replace it by --overwrite, or "
+                if is_run
+                else " and is no run; "
             )
-        shutil.rmtree(folder)
+            + "name another folder by --out"
+        )
     save_config(folder, config)
     text = json.dumps(environment(), indent=2)
     write_atomically(folder / "environment.json", text.encode())
     user_file = source_file(config["program"])
     if user_file is not None:
         write_atomically(folder / "source" / user_file.name, user_file.read_bytes())
+
+
+def _is_taken(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+@contextmanager
+def new_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
+    """Make a run folder; what was there comes back if the run fails before its first epoch.
+
+    Args:
+        folder: as in :func:`create_run`.
+        config: as in :func:`create_run`.
+        overwrite: replace the run that is there.
+    """
+    aside = folder.with_name(f"{folder.name}.replaced")
+    if overwrite and (folder / CONFIG).is_file():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        create_run(folder, config)
+        yield
+    except PplError:
+        if not (folder / "checkpoints" / "best.ckpt").is_file() and not _is_foreign(folder, config):
+            shutil.rmtree(folder, ignore_errors=True)
+            if aside.exists():
+                aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_foreign(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether a folder is not the run of this configuration."""
+    path = folder / CONFIG
+    return not path.is_file() or yaml.safe_load(path.read_text()) != config
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.devices import isolated_rng
 from inference.elbo.base import run_traces, sample_sites
+from inference.weights import evaluation_mode
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, as_program
 
@@ -55,7 +56,7 @@ def sample(
     """
     _check(draw)
     program = as_program(program)
-    with isolated_rng(seed), program.scope():
+    with evaluation_mode(program), isolated_rng(seed), program.scope():
         trace = poutine.trace(program.draw_prior).get_trace(num, given)
     return {
         name: _value(site, draw if name in program.fields else "sample")
@@ -80,7 +81,7 @@ def reconstruct(
     """
     _check(draw)
     program = as_program(program)
-    with isolated_rng(seed), program.scope():
+    with evaluation_mode(program), isolated_rng(seed), program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
         return {
             name: _value(site, "mean") if draw == "mean" else site["fn"].sample()
@@ -98,6 +99,6 @@ def encode(program: object, batch: Batch) -> dict[str, Tensor]:
         batch: fields (B, ...).
     """
     program = as_program(program)
-    with isolated_rng(0), program.scope():
+    with evaluation_mode(program), isolated_rng(0), program.scope():
         trace = poutine.trace(program.run_guide).get_trace(batch)
     return {name: _value(site, "mean") for name, site in sample_sites(trace)}

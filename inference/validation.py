@@ -8,6 +8,7 @@ from pyro.infer import ELBO
 from inference.data.dataset import Split
 from inference.devices import isolated_rng
 from inference.evaluation import evaluate
+from inference.weights import evaluation_mode
 from ppl_models.program import Program
 
 BATCH = 1024
@@ -53,10 +54,7 @@ class Validator:
     def _elbo_by_estimator(self, program: Program) -> float:
         total = 0.0
         options = {"num_data": None}
-        training = program.training
-        program.eval()
-        with isolated_rng(0), torch.no_grad(), program.scope():
+        with evaluation_mode(program), isolated_rng(0), torch.no_grad(), program.scope():
             for batch in self.split.batches(BATCH):
                 total += self.estimator.loss(program.run_model, program.run_guide, batch, **options)
-        program.train(training)
         return -float(total) / len(self.split)

@@ -13,9 +13,11 @@ Shapes: K particles, B data.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -47,6 +49,8 @@ class SiteDensities:
     """E_q[z], (K, B, event...), of the local latents whose distribution tells it."""
     dims: int
     """Observed elements per datum."""
+    discrete: bool
+    """Whether every observed site is over a discrete support, so that its density is a mass."""
 
     @property
     def distortion(self) -> Tensor:
@@ -55,10 +59,21 @@ class SiteDensities:
 
     @property
     def kl(self) -> dict[str, Tensor]:
-        """Log q − log p by latent site, (K, B) or (K,); its mean is the site's KL."""
-        names = dict.fromkeys([*self.posterior, *self.prior])
+        """Log q − log p by latent site, (K, B) or (K,); its mean is the site's KL.
+
+        An auxiliary site of the guide counts with the latent that it makes: ``z_unconstrained``
+        (an autoguide's) with ``z``, any other with all latents, under ``joint``.
+        """
         zero = torch.zeros(())
-        return {n: self.posterior.get(n, zero) - self.prior.get(n, zero) for n in names}
+        found: dict[str, Tensor] = {}
+        foreign = [n for n in self.posterior if n not in self.prior and _made(n) not in self.prior]
+        for name in dict.fromkeys([*self.posterior, *self.prior]):
+            key = "joint" if foreign else name if name in self.prior else _made(name)
+            term = self.posterior.get(name, zero) - self.prior.get(name, zero)
+            if key == "joint" and term.dim() == 1:
+                key = name  # global ones are not mixed with local ones
+            found[key] = found.get(key, zero) + term
+        return found
 
     @property
     def global_sites(self) -> list[str]:
@@ -70,6 +85,10 @@ class SiteDensities:
         """Log p(x, z) − log q(z) of the local sites, (K, B)."""
         local = [value for value in self.kl.values() if value.dim() == 2]
         return -self.distortion - sum(local, torch.zeros(()))
+
+
+def _made(auxiliary: str) -> str:
+    return auxiliary.removesuffix("_unconstrained")
 
 
 def _total(terms: dict[str, Tensor]) -> Tensor:
@@ -89,40 +108,39 @@ def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
     return {k: v.repeat(num_particles, *[1] * (v.dim() - 1)) for k, v in batch.items()}
 
 
-def data_dim(trace: poutine.Trace, rows: int) -> int:
-    """The dimension of the data plate: the plate ``data``, or else the only one of that size.
+def data_plate(trace: poutine.Trace, rows: int) -> tuple[str, int]:
+    """Name and dimension of the data plate: ``data``, or else the only one with so many rows.
 
     Raises:
         ProgramError: no plate, or more than one, could be it.
     """
-    frames = {
+    plates = {
         (frame.name, frame.dim): frame.size
         for _, site in sample_sites(trace)
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     }
-    named = [dim for (name, dim) in frames if name == DATA_PLATE]
-    if named:
-        return named[0]
-    fitting = [dim for (_, dim), size in frames.items() if size == rows]
+    named = [plate for plate in plates if plate[0] == DATA_PLATE]
+    fitting = named or [plate for plate, size in plates.items() if size == rows]
     if len(fitting) != 1:
-        plates = ", ".join(f"{n!r} of size {s}" for (n, _), s in frames.items()) or "none"
+        shown = ", ".join(f"{n!r} of size {s}" for (n, _), s in plates.items()) or "none"
         raise ProgramError(
-            f"cannot tell which plate holds the {rows} data of the batch (plates: {plates}). "
+            f"cannot tell which plate holds the {rows} data of the batch (plates: {shown}). "
             f"Put the sites of a datum in `with pyro.plate('{DATA_PLATE}', len(x), dim=-1):`, in "
             "model and guide."
         )
     return fitting[0]
 
 
+def is_local(site: Site, plate: tuple[str, int]) -> bool:
+    """Whether a site stands in the data plate."""
+    return any((f.name, f.dim) == plate for f in site["cond_indep_stack"])
+
+
 def has_global_latents(traces: Traces, rows: int) -> bool:
     """Whether a site of the guide stands outside the data plate."""
-    dim = data_dim(traces.model, rows)
-    return any(not _is_local(site, dim, rows) for _, site in sample_sites(traces.guide))
-
-
-def _is_local(site: Site, dim: int, rows: int) -> bool:
-    return any(f.vectorized and f.dim == dim and f.size == rows for f in site["cond_indep_stack"])
+    plate = data_plate(traces.model, rows)
+    return any(not is_local(site, plate) for _, site in sample_sites(traces.guide))
 
 
 def site_densities(
@@ -140,15 +158,16 @@ def site_densities(
         ProgramError: the program's sites cannot be told apart by datum.
     """
     program = as_program(program)
-    rows = batch_size(batch) * num_particles
-    densities = _densities(program, repeat(batch, num_particles), rows, num_data, num_particles)
-    if num_particles == 1 or not densities.global_sites:
-        return densities
-    # Repeated rows share a global draw, so they are no independent particles.
-    runs = [
-        _densities(program, batch, batch_size(batch), num_data, 1) for _ in range(num_particles)
-    ]
-    return stack(runs)
+    rows = batch_size(batch)
+    first = _densities(program, batch, rows, num_data, 1)
+    rest = num_particles - 1
+    if rest == 0:
+        return first
+    if first.global_sites:  # repeated rows would share a global draw: no independent particles
+        runs = [_densities(program, batch, rows, num_data, 1) for _ in range(rest)]
+    else:
+        runs = [_densities(program, repeat(batch, rest), rows * rest, num_data, rest)]
+    return stack([first, *runs])
 
 
 def stack(runs: list[SiteDensities]) -> SiteDensities:
@@ -164,6 +183,7 @@ def stack(runs: list[SiteDensities]) -> SiteDensities:
         auxiliary=cat("auxiliary"),
         guide_means=cat("guide_means"),
         dims=runs[0].dims,
+        discrete=runs[0].discrete,
     )
 
 
@@ -187,24 +207,43 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
     Raises:
         ProgramError: the sites cannot be told apart by datum, or do not match.
     """
-    dim = data_dim(traces.model, rows)
+    plate = data_plate(traces.model, rows)
 
     def per_datum(site: Site) -> Tensor:
-        return _reduce(site, dim, rows, num_particles)
+        return _reduce(site, plate, num_particles)
 
-    out = SiteDensities({}, {}, {}, {}, {}, dims=0)
+    out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
     for name, site in sample_sites(traces.model):
+        if site["infer"].get("_deterministic"):
+            continue  # a recorded value, no density
         if site["infer"].get("is_auxiliary_loss"):
             out.auxiliary[name] = -per_datum(site)
         elif site["is_observed"]:
+            _require_local(name, site, plate)
             out.observed[name] = per_datum(site)
             out.dims += site["value"].numel() // rows
+            out.discrete &= _is_discrete(site)
         else:
             out.prior[name] = per_datum(site)
     out.posterior.update((name, per_datum(site)) for name, site in sample_sites(traces.guide))
     _check_complete(out)
-    out.guide_means.update(_guide_means(traces, dim, num_particles))
+    out.guide_means.update(_guide_means(traces, plate, num_particles))
     return out
+
+
+def _require_local(name: str, site: Site, plate: tuple[str, int]) -> None:
+    if not is_local(site, plate):
+        raise ProgramError(
+            f"observed site {name!r} (or pyro.factor) stands outside the data plate {plate[0]!r}, "
+            "so its density belongs to no datum; put it inside"
+        )
+
+
+def _is_discrete(site: Site) -> bool:
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except NotImplementedError:
+        return False
 
 
 def _check_complete(densities: SiteDensities) -> None:
@@ -221,30 +260,41 @@ def _check_complete(densities: SiteDensities) -> None:
         )
 
 
-def _reduce(site: Site, dim: int, rows: int, num_particles: int) -> Tensor:
+def _reduce(site: Site, plate: tuple[str, int], num_particles: int) -> Tensor:
     """A site's log density, unscaled and masked, summed to (K, B), or to (K,) if it is global."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
-    if not _is_local(site, dim, rows):
+    if not is_local(site, plate):
         return log_prob.sum().expand(num_particles)
     shape = site["fn"].batch_shape
     log_prob = log_prob.broadcast_to(torch.broadcast_shapes(shape, log_prob.shape))
-    per_row = log_prob.movedim(dim, 0).flatten(1).sum(-1) if log_prob.dim() > 1 else log_prob
+    rows_first = log_prob.movedim(plate[1], 0)
+    per_row = rows_first.flatten(1).sum(-1) if rows_first.dim() > 1 else rows_first
     return per_row.unflatten(0, (num_particles, -1))
 
 
-def _guide_means(traces: Traces, dim: int, num_particles: int) -> Iterator[tuple[str, Tensor]]:
+def _guide_means(
+    traces: Traces, plate: tuple[str, int], num_particles: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Means of the local latents, where the guide's distribution tells them for the datum.
+
+    A ``Delta`` over an auxiliary draw (a flow, an autoguide) has that draw as its mean, which
+    says nothing of the mean over draws.
+    """
+    auxiliary = any(name not in traces.model.nodes for name, _ in sample_sites(traces.guide))
     for name, site in sample_sites(traces.guide):
-        frames = site["cond_indep_stack"]
-        if name not in traces.model.nodes or not any(f.dim == dim for f in frames):
-            continue
         fn = site["fn"]
+        if name not in traces.model.nodes or not is_local(site, plate):
+            continue
+        if auxiliary and isinstance(getattr(fn, "base_dist", fn), dist.Delta):
+            continue
         try:
             mean = fn.mean
         except (NotImplementedError, AttributeError):
             continue
-        axis = dim - len(fn.event_shape)
-        if mean.dtype.is_floating_point and mean.dim() >= -axis:
+        axis = plate[1] - len(fn.event_shape)
+        known = mean.dtype.is_floating_point and mean.dim() >= -axis
+        if known and not bool(mean.isnan().any()):
             yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))
 
 
@@ -273,7 +323,20 @@ def log_weights(
         Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2016, arXiv:1509.00519.
     """
     blocks = particle_blocks(program, batch, num_particles, num_data, max_rows)
-    return torch.cat([block.log_weights for block in blocks])
+    with evaluation_mode(as_program(program)):
+        return torch.cat([block.log_weights for block in blocks])
+
+
+@contextmanager
+def evaluation_mode(program: Program) -> Iterator[None]:
+    """Within, every module is in evaluation mode; afterwards each is in its own mode again."""
+    modes = {module: module.training for module in program.modules()}
+    program.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @torch.no_grad()
