@@ -21,6 +21,7 @@ from inference.checkpoint import load_checkpoint, load_parameters, write_atomica
 from inference.data import DataInfo, DataSet, load_data
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.priming import prime
+from inference.signals import TrainingInterrupted
 from ppl_models.catalog import build, resolve, source_file
 from ppl_models.errors import PplError, ProgramError
 from ppl_models.program import Program, as_program
@@ -84,7 +85,8 @@ def _is_taken(folder: Path) -> bool:
 
 @contextmanager
 def new_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False) -> Iterator[None]:
-    """Make a run folder; what was there comes back if the run fails before its first epoch.
+    """Make a run folder; what was there comes back if the run fails before it learned
+    anything.
 
     Args:
         folder: as in :func:`create_run`.
@@ -95,22 +97,27 @@ def new_run(folder: Path, config: dict[str, Any], *, overwrite: bool = False) ->
     if overwrite and (folder / CONFIG).is_file():
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
+    made = False
     try:
         create_run(folder, config)
+        made = True
         yield
-    except PplError:
-        if not (folder / "checkpoints" / "best.ckpt").is_file() and not _is_foreign(folder, config):
+    except TrainingInterrupted:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    except Exception:
+        if made and not _has_steps(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            if aside.exists():
-                aside.rename(folder)
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _is_foreign(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether a folder is not the run of this configuration."""
-    path = folder / CONFIG
-    return not path.is_file() or yaml.safe_load(path.read_text()) != config
+def _has_steps(folder: Path) -> bool:
+    """Whether a run has a checkpoint of something learned."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path.is_file() and load_checkpoint(path)["position"]["step"] > 0
 
 
 def save_config(folder: Path, config: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from inference import evaluate
-from inference.cli import main
+from inference.cli import main, print_table
 from inference.runs import load_run
 
 MINE = '''
@@ -289,6 +289,58 @@ def test_a_damaged_checkpoint_is_told(run, capsys, tmp_path, content):
     status, _, err = ppl(capsys, "evaluate", str(copy))
     assert status == 2
     assert "best.ckpt" in err
+
+
+def test_a_refused_overwrite_keeps_the_old_run(run, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    for wrong in (["--data", "digitss"], ["--data", "digits", "--model.likelihood", "bernoulli"]):
+        words = ("train", "vae", *wrong, "--out", str(folder), "--overwrite")
+        assert ppl(capsys, *words)[0] == 2
+        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    words = ("train", "vae", "--data", "digits", "--epochs", "1", "--out", str(folder))
+    assert ppl(capsys, *words, "--overwrite")[0] == 0
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(run, capsys, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    before = (folder / "config.yaml").read_text()
+    assert ppl(capsys, "train", "--resume", str(folder), "--device", "gpu")[0] == 2
+    assert (folder / "config.yaml").read_text() == before
+    assert ppl(capsys, "train", "--resume", str(folder))[0] == 0
+
+
+def test_pictures_never_end_a_run(capsys, tmp_path):
+    """A global latent, an autoguide, and an observed site of another name than the field."""
+    (tmp_path / "odd.py").write_text(
+        "import pyro, torch\nimport pyro.distributions as dist\n"
+        "from pyro.infer.autoguide import AutoNormal\n"
+        "class Odd:\n"
+        "    def __init__(self):\n"
+        "        self.guide = AutoNormal(self.model)\n"
+        "    def model(self, x=None, *, size=1, num_data=None):\n"
+        "        n = size if x is None else len(x)\n"
+        "        mu = pyro.sample('mu', dist.Normal(torch.zeros(1, 8, 8), 1.).to_event(3))\n"
+        "        with pyro.plate('data', num_data or n, subsample=torch.arange(n), dim=-1):\n"
+        "            return pyro.sample('image', dist.Normal(mu, 1.).to_event(3), obs=x)\n"
+    )
+    words = (f"{tmp_path}/odd.py:Odd", "--data", "digits", "--epochs", "1")
+    status, out, err = ppl(capsys, "train", *words, "--out", str(tmp_path / "run"))
+    assert status == 0, err
+    assert (tmp_path / "run" / "report.html").is_file()
+    status, _, err = ppl(capsys, "reconstruct", str(tmp_path / "run"))
+    assert status == 2
+    assert "nothing to draw" in err
+
+
+def test_the_table_shows_zeros(capsys):
+    print_table({"elbo": -3.0, "rate": 0.0, "active_units": 0, "iwae": None})
+    assert capsys.readouterr().out.split() == ["elbo", "-3.00", "rate", "0", "active_units", "0"]
 
 
 def test_an_unexpected_error_hides_its_traceback_unless_asked(run, monkeypatch, capsys):
