@@ -115,7 +115,7 @@ def epoch_loop(x: torch.Tensor, num_data: int) -> TrainingLoop:
     no_validation = lambda _: {"valid_elbo": 0.0}  # noqa: E731
     fabric = make_fabric(x.device.type)
     bar = Progress(num_data * 1000, enabled=False)
-    loop = TrainingLoop(program, data, settings, fabric, no_validation, None, bar)  # type: ignore[arg-type]
+    loop = TrainingLoop(program, data, settings, AnalyticKL(), fabric, no_validation, None, bar)  # type: ignore[arg-type]
     loop.at.best_elbo = 0.0  # keep no copy of the parameters
     return loop
 

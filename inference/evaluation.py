@@ -8,13 +8,14 @@ Shapes: K particles, B data, D latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference.data.dataset import Split
 from inference.devices import isolated_rng
 from inference.weights import SiteDensities, batch_size, evaluation_mode, particle_blocks
 from ppl_models.errors import PplError
@@ -64,7 +65,7 @@ class Evaluation:
 
 def evaluate(
     program: object,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Batch | Split,
     *,
     num_particles: int = 1,
     num_data: int | None = None,
@@ -76,7 +77,7 @@ def evaluate(
 
     Args:
         program: any object with ``model`` and ``guide``.
-        batches: the data, as dicts of fields (B, ...) on the program's device; one dict will do.
+        batches: a split of a data set, dicts of fields (B, ...) on the program's device, or one.
         num_particles: K, importance samples per datum.
         num_data: size of the training set, for programs that name it; the KL of global latents
             is divided by it (by the number of data given, when left out).
@@ -93,14 +94,30 @@ def evaluate(
     """
     if num_particles < 1:
         raise PplError(f"num_particles must be at least 1, got {num_particles}")
-    if isinstance(batches, dict):
-        batches = [batches]
     program = as_program(program)
     totals = _Totals(num_particles, num_data)
     with evaluation_mode(program), isolated_rng(seed):
-        for batch in batches:
+        for batch in as_batches(batches):
             _add_batch(totals, program, batch, num_particles, num_data, max_rows)
     return totals.result(log_jacobian, program.deterministic_guide)
+
+
+def as_batches(given: Any) -> Iterable[Batch]:
+    """Batches of a split, of one batch, or as they are.
+
+    Raises:
+        PplError: it is none of these.
+    """
+    if isinstance(given, Mapping):
+        return [given]
+    if hasattr(given, "batches"):
+        return given.batches(512)
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise PplError(
+            "evaluate takes a split (data.test), a batch as a dict {'x': x}, or batches; got "
+            f"{type(given).__name__}"
+        )
+    return given
 
 
 def _add_batch(

@@ -11,18 +11,18 @@ from typing import Any
 import pyro
 import torch
 from lightning_fabric import Fabric
+from pyro.infer import ELBO
 from torch import Tensor
 
 from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoint
 from inference.data.dataset import DataSet
 from inference.devices import rng_state, set_rng_state
-from inference.elbo import make_estimator
 from inference.handlers import KLWarmup
 from inference.progress import Progress
 from inference.runs import versions
 from inference.settings import FIXED_ON_RESUME, Settings
 from inference.signals import StopRequest, TrainingInterrupted
-from inference.step import SVIStep, trainable
+from inference.step import NonFiniteLossError, SVIStep, trainable
 from inference.validation import Validator
 from inference.weights import batch_size
 from ppl_models.errors import PplError
@@ -54,6 +54,7 @@ class TrainingLoop:
         program: primed: all its parameters exist.
         data: on the device.
         settings: of the run.
+        estimator: of the objective.
         fabric: device, precision, loggers.
         validator: of every epoch.
         run_dir: where checkpoints go, or None.
@@ -65,6 +66,7 @@ class TrainingLoop:
         program: Program,
         data: DataSet,
         settings: Settings,
+        estimator: ELBO,
         fabric: Fabric,
         validator: Validator,
         run_dir: Path | None,
@@ -85,7 +87,7 @@ class TrainingLoop:
         self.kl_warmup = KLWarmup(round(settings.kl_warmup * self.batches_per_epoch))
         self.step = SVIStep(
             program,
-            make_estimator(settings.estimator, settings.num_particles),
+            estimator,
             self.optimizer,
             fabric,
             self.kl_warmup,
@@ -106,9 +108,11 @@ class TrainingLoop:
         self._save()
         # The program was validated when it was primed; within the loop that costs a fifth.
         with self.program.scope(), pyro.validation_enabled(False):
+            self.program.sealed = True
             while self.at.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch(stop)
                 self._end_epoch()
+                self._heed(stop)
 
     def _train_epoch(self, stop: StopRequest) -> None:
         self.program.train()
@@ -117,14 +121,18 @@ class TrainingLoop:
         rest = order[self.at.batch * self.settings.batch_size :]
         for batch in self.data.train.batches(self.settings.batch_size, rest):
             self._train_step(batch)
-            if stop.signum is not None and self.run_dir is not None:
-                self._save()
-                raise TrainingInterrupted(stop.signum, self.run_dir)
+            self._heed(stop)
             now = time.monotonic()
             if now - saved >= self.settings.checkpoint_every:
                 self._save()
                 saved = now
         self.at.seconds += time.monotonic() - started
+
+    def _heed(self, stop: StopRequest) -> None:
+        """Write a checkpoint and stop, if a signal asked for it."""
+        if stop.signum is not None and self.run_dir is not None:
+            self._save()
+            raise TrainingInterrupted(stop.signum, self.run_dir)
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         self.kl_warmup.at(self.at.step)
@@ -150,6 +158,12 @@ class TrainingLoop:
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.at.seconds, 3),
         }
+        if not math.isfinite(row["valid_elbo"]):
+            raise NonFiniteLossError(
+                f"the validation ELBO became {row['valid_elbo']} after epoch {row['epoch']}. The "
+                "checkpoint before it stays. Usual remedies: a smaller learning rate, a floor "
+                "under scales."
+            )
         self.at.history.append(row)
         self.at.epoch += 1
         self.at.batch = self.at.data_seen = 0

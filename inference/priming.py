@@ -15,6 +15,7 @@ from torch import Tensor
 from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
 from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
+from inference.weights import data_plate, has_global_latents
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program
 
@@ -50,14 +51,14 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
     """
     check_batch(batch)
     try:
-        # New parameters come into being on the batch's device.
-        device = next(iter(batch.values())).device
-        with device, torch.no_grad(), pyro.validation_enabled(True), program.scope():
+        program.new_params = _placement(batch)
+        with torch.no_grad(), pyro.validation_enabled(True), program.scope():
             traces = run_traces(
                 program.run_model, program.run_guide, (batch,), {"num_data": num_data}
             )
             for name, fn in _supports(traces, batch):
                 _check_support(name, batch[name], fn, "batch")
+            check_guide_losses(traces)
             if not enumerates(traces):
                 check_traces(traces)
     except PplError:
@@ -69,6 +70,58 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
             + _pixel_hint(str(error))
         ) from error
     return traces
+
+
+def _placement(batch: Batch) -> tuple[torch.device, torch.dtype]:
+    """Device and floating dtype of a batch."""
+    values = list(batch.values())
+    floating = [v.dtype for v in values if v.is_floating_point()]
+    return values[0].device, floating[0] if floating else torch.get_default_dtype()
+
+
+def check_guide_losses(traces: Traces) -> None:
+    """Refuse auxiliary losses in the guide, where their sign would be turned.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    for name, site in sample_sites(traces.guide):
+        if site["infer"].get("is_auxiliary_loss"):
+            raise ProgramError(
+                f"auxiliary_loss {name!r} is in the guide, where it would be maximized; record it "
+                "in the model"
+            )
+
+
+def check_plate_size(traces: Traces, program: Program, rows: int, num_data: int) -> None:
+    """Refuse minibatches of a program with global latents that knows nothing of the whole.
+
+    Args:
+        traces: of the program on some data.
+        program: the program.
+        rows: how many data those were.
+        num_data: size of the training set.
+
+    Raises:
+        ProgramError: every minibatch would pay the whole KL of the global latents.
+    """
+    if not has_global_latents(traces, rows):
+        return
+    plate = data_plate(traces.model, rows)
+    sizes = {
+        frame.full_size or frame.size
+        for _, site in sample_sites(traces.model)
+        for frame in site["cond_indep_stack"]
+        if (frame.name, frame.dim) == plate
+    }
+    if sizes != {num_data}:
+        raise ProgramError(
+            f"{program.name} has global latents, but its plate {plate[0]!r} has size "
+            f"{', '.join(map(str, sizes))} instead of the {num_data} training data: every "
+            "minibatch would pay their whole KL. Name the keyword-only option num_data in model "
+            "(and in the guide, if it has the plate) and write pyro.plate('data', num_data or "
+            "len(x), subsample=torch.arange(len(x)), dim=-1); or train with one batch of all data."
+        )
 
 
 def enumerates(traces: Traces) -> bool:

@@ -14,19 +14,27 @@ from pyro.infer import ELBO
 from inference.data.dataset import DataSet, as_dataset
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
+from inference.elbo.base import require_enumeration, set_plate_nesting
 from inference.loop import LAST, TrainingLoop
 from inference.metrics import MetricsFile
-from inference.priming import check_data, check_fields_named, enumerates, prime
+from inference.priming import (
+    check_data,
+    check_fields_named,
+    check_plate_size,
+    enumerates,
+    prime,
+)
 from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
 from inference.validation import Validator
+from inference.weights import batch_size as batch_size_of
 from inference.weights import has_global_latents
 from ppl_models.errors import PplError
 from ppl_models.program import Program, as_program
 
 
-@dataclass
+@dataclass(repr=False)
 class FitResult:
     """A trained program and how it came about."""
 
@@ -39,6 +47,12 @@ class FitResult:
     best_epoch: int
     stopped_early: bool
     run_dir: Path | None
+
+    def __repr__(self) -> str:
+        return (
+            f"FitResult({self.program.name}, {len(self.history)} epochs, best {self.best_epoch} "
+            f"with validation ELBO {self.elbo:.2f})"
+        )
 
     @property
     def elbo(self) -> float:
@@ -146,7 +160,10 @@ def fit(
         if folder is not None:
             _take_up(loop, folder, resume)
         with closing(loop.progress):
-            loop.run(stop)
+            try:
+                loop.run(stop)
+            finally:
+                loop.program.sealed = False
         if keep == "best":
             loop.restore_best()
     for logger in fabric.loggers:
@@ -186,17 +203,24 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
+    estimator = make_estimator(settings.estimator, settings.num_particles)
     enumerated = enumerates(traces)
-    shared_draws = not enumerated and has_global_latents(traces, len(next(iter(batch.values()))))
+    rows = batch_size_of(batch)
+    if enumerated:
+        require_enumeration(estimator)
+    elif settings.batch_size < num_data:
+        check_plate_size(traces, wrapped, rows, num_data)
+    set_plate_nesting(estimator, traces)
+    shared_draws = not enumerated and has_global_latents(traces, rows)
     validator = Validator(
         placed.valid,
-        make_estimator(settings.estimator, settings.num_particles),
+        estimator,
         enumerated,
         settings.valid_particles or (20 if shared_draws else 1),
         num_data,
     )
     bar = Progress(num_data * settings.epochs, progress)
-    return TrainingLoop(wrapped, placed, settings, fabric, validator, folder, bar)
+    return TrainingLoop(wrapped, placed, settings, estimator, fabric, validator, folder, bar)
 
 
 def _take_up(loop: TrainingLoop, folder: Path, resume: bool) -> None:

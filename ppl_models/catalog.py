@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from torch import nn
+
 from ppl_models.errors import PplError, ProgramError, UnknownNameError, describe
 from ppl_models.program import Program
 
@@ -148,7 +150,9 @@ def _plain_functions(module: ModuleType, spec: str) -> Callable[[], Program]:
             f"{spec!r} has no function {' and no function '.join(missing)}; name the class in it "
             f"as `{spec}:Name`, or define both model(...) and guide(...)."
         )
-    return lambda: Program(module.model, module.guide)
+    networks = {k: v for k, v in vars(module).items() if isinstance(v, nn.Module)}
+    networks = {k: v for k, v in networks.items() if v not in (module.model, module.guide)}
+    return lambda: Program(module.model, module.guide, **networks)
 
 
 def build(spec: str, **arguments: Any) -> Any:

@@ -20,6 +20,9 @@ class ParamOwner(Protocol):
     def own_param(self, name: str, initial: Any, constraint: Any) -> Tensor:
         """The constrained value of a parameter, which is made if it is new."""
 
+    def set_param(self, name: str, value: Tensor) -> None:
+        """Give a parameter another value."""
+
     def owns_param(self, name: str) -> bool:
         """Whether it has been made."""
 
@@ -41,6 +44,9 @@ class ProgramStore(ParamStoreDict):
         if name not in self:
             raise KeyError(f"pyro.param({name!r}) has no initial value and was not run before")
         return self.owner.own_param(name, None, None)
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.owner.set_param(name, value.detach())
 
     def __contains__(self, name: object) -> bool:
         return self.owner.owns_param(str(name))

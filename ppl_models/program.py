@@ -48,7 +48,7 @@ class Signature(NamedTuple):
     """What a model or guide takes."""
 
     fields: tuple[str, ...]
-    """Positional parameters: fields of the batch."""
+    """Positional parameters without a default, or with None: fields of the batch."""
     options: frozenset[str]
     """Keyword-only parameters."""
     open: bool
@@ -61,10 +61,15 @@ def signature_of(fn: Callable[..., Any]) -> Signature:
     parameters = inspect.signature(target).parameters.values()
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return Signature(
-        fields=tuple(p.name for p in parameters if p.kind in named),
+        fields=tuple(p.name for p in parameters if p.kind in named and not _is_setting(p)),
         options=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
         open=any(p.kind is p.VAR_KEYWORD for p in parameters),
     )
+
+
+def _is_setting(parameter: inspect.Parameter) -> bool:
+    """Whether a positional parameter has a default of its own, so is no field of the data."""
+    return parameter.default is not None and parameter.default is not parameter.empty
 
 
 class Program(nn.Module):
@@ -106,6 +111,10 @@ class Program(nn.Module):
         self.networks = nn.ModuleDict(modules)
         self.pyro_params = nn.ParameterDict()
         self._constraints: dict[str, Any] = {}
+        self.sealed = False
+        """Set while training: no more parameters may come into being."""
+        self.new_params: tuple[torch.device | None, torch.dtype | None] = (None, None)
+        """Device and dtype of those that do."""
         self._shared: set[str] = set()  # keys of parameters that pyro.module brought
         self._held: set[int] = set()  # parameters that are known to be in this module
         self.__dict__["model"] = model  # not registered a second time
@@ -190,15 +199,32 @@ class Program(nn.Module):
                 self._hold(key, initial)
             return initial
         if key not in self.pyro_params:
-            start = initial() if not isinstance(initial, Tensor) else initial
-            with torch.no_grad():
-                free = transform_to(constraint).inv(start.detach())
-            self.pyro_params[key] = nn.Parameter(free.clone())
+            self._make_param(key, name, initial, constraint)
         constraint = self._constraints.setdefault(key, constraint)
         unconstrained = self.pyro_params[key]
         value = transform_to(constraint)(unconstrained)
         value.unconstrained = lambda: unconstrained
         return value
+
+    def _make_param(self, key: str, name: str, initial: Any, constraint: Any) -> None:
+        bookkeeping = name.startswith("__baseline")  # running averages of Pyro's estimators
+        if self.sealed and not bookkeeping:
+            raise ProgramError(
+                f"pyro.param({name!r}) came into being after the first step, so it would never be "
+                "trained. Make it in every run of model or guide, or as an nn.Parameter."
+            )
+        start = initial if isinstance(initial, Tensor) else initial()
+        with torch.no_grad():
+            free = transform_to(constraint).inv(start.detach())
+        device, dtype = self.new_params
+        free = free.to(device, dtype if free.is_floating_point() else None).clone()
+        self.pyro_params[key] = nn.Parameter(free, requires_grad=not bookkeeping)
+
+    def set_param(self, name: str, value: Tensor) -> None:
+        """Give a ``pyro.param`` another value (in its constrained space)."""
+        key = _key(name)
+        with torch.no_grad():
+            self.pyro_params[key].copy_(transform_to(self._constraints[key]).inv(value))
 
     def _hold(self, key: str, parameter: nn.Parameter) -> None:
         if not any(known is parameter for known in self.parameters()):
@@ -251,8 +277,12 @@ def as_program(thing: object) -> Program:
     Raises:
         ProgramError: it lacks one of them.
     """
+    if isinstance(thing, type):
+        raise ProgramError(f"{_name(thing)} is a class; make an object of it: {_name(thing)}(...)")
     if isinstance(thing, Program):
         return thing
+    if isinstance(getattr(thing, "program", None), Program):  # the result of a fit, an open run
+        return thing.program  # type: ignore[attr-defined]
     for role in ("model", "guide"):
         if not hasattr(thing, role):
             raise ProgramError(

@@ -58,7 +58,7 @@ class Split(Protocol):
         """Names of the fields of its batches."""
 
 
-@dataclass
+@dataclass(repr=False)
 class MemorySplit:
     """A split held as whole tensors.
 
@@ -72,6 +72,10 @@ class MemorySplit:
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" for k, v in self.tensors.items())
+        return f"MemorySplit({shapes})"
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -148,7 +152,7 @@ def _move(
     }
 
 
-@dataclass
+@dataclass(repr=False)
 class DataSet:
     """Train, valid and test splits, and what they hold."""
 
@@ -156,6 +160,10 @@ class DataSet:
     train: Split
     valid: Split
     test: Split
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} / {len(self.valid)} / {len(self.test)}"
+        return f"DataSet({self.info.name!r}, x {self.info.x_shape}, {sizes})"
 
     def split(self, name: str) -> Split:
         """A split by name.
@@ -207,6 +215,12 @@ def from_tensors(
         PplError: empty data, fields of different lengths, NaN or infinity.
     """
     given = data if isinstance(data, Mapping) else {"x": data}
+    for key, value in given.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            raise PplError(
+                f"field {key!r} is a {type(value).__name__}; expected a tensor or array "
+                "(N, ...). A data set by name is load_data('mnist5k'), a torch Dataset a StreamSplit."
+            )
     fields = {k: torch.as_tensor(v) for k, v in given.items()}
     check_fields(fields, f"data {name!r}")
     fields = {k: v.float() if v.dtype == torch.bool else v for k, v in fields.items()}
@@ -218,13 +232,18 @@ def from_tensors(
     return DataSet(describe(name, fields, levels), *splits)
 
 
+def _are_labels(y: Tensor) -> bool:
+    """Whether a field ``y`` holds class numbers; fractions are targets of a regression."""
+    return not y.is_floating_point() or bool((y == y.round()).all())
+
+
 def describe(name: str, fields: Mapping[str, Tensor], levels: int | None = None) -> DataInfo:
     """What tensors say of themselves: shape, range, classes, likelihoods that fit."""
     first = fields["x"] if "x" in fields else next(iter(fields.values()))
     low, high = float(first.min()), float(first.max())
     binary = bool(((first == 0) | (first == 1)).all())
     num_classes = None
-    if "y" in fields:
+    if "y" in fields and _are_labels(fields["y"]):
         check_labels(fields["y"], None, f"data {name!r}")
         num_classes = int(fields["y"].max()) + 1
     return DataInfo(

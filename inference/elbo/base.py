@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.util import check_model_guide_match, check_site_shape
@@ -128,11 +128,66 @@ def check_traces(traces: Traces, max_plate_nesting: float = float("inf")) -> Non
                 f"{sorted(in_guide) or 'no sites'}). Sample it in the guide, or observe it "
                 "with obs=."
             )
+    check_weights_agree(traces)
     check_model_guide_match(traces.model, traces.guide, max_plate_nesting)
     for trace in traces:
         trace.compute_log_prob()
         for _, site in sample_sites(trace):
             check_site_shape(site, max_plate_nesting)
+
+
+def require_enumeration(estimator: ELBO) -> None:
+    """Refuse an estimator that cannot sum out a latent which the guide leaves out.
+
+    Raises:
+        ProgramError: naming one that can.
+    """
+    if not isinstance(estimator, TraceEnum_ELBO):
+        raise ProgramError(
+            "the model has enumerated latents, which the guide leaves out; they need an estimator "
+            "that sums them out: pyro.infer.TraceEnum_ELBO"
+        )
+
+
+def set_plate_nesting(estimator: ELBO, traces: Traces) -> None:
+    """Tell an estimator the depth of plates, which it would else find out by a run of its own.
+
+    That run would draw random numbers anew after every resume.
+    """
+    if estimator.max_plate_nesting < float("inf"):
+        return
+    dims = [
+        frame.dim
+        for trace in traces
+        for _, site in sample_sites(trace)
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    vectorized = estimator.vectorize_particles and estimator.num_particles > 1
+    estimator.max_plate_nesting = max((-d for d in dims), default=0) + vectorized
+
+
+def check_weights_agree(traces: Traces) -> None:
+    """Refuse a latent whose scale (plates, ``poutine.scale``) or mask differs in the guide.
+
+    Raises:
+        ProgramError: naming the site; log p and log q would be weighed differently.
+    """
+    for name, site in sample_sites(traces.model):
+        guide_site = traces.guide.nodes.get(name)
+        if site["is_observed"] or guide_site is None:
+            continue
+        ours, theirs = (float(torch.as_tensor(s["scale"])) for s in (site, guide_site))
+        if ours != theirs:
+            raise ProgramError(
+                f"latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the "
+                "guide, so its KL term would be no KL. Use the same plate sizes (num_data) and "
+                "poutine.scale in both."
+            )
+        if (site["mask"] is None) != (guide_site["mask"] is None):
+            raise ProgramError(
+                f"latent site {name!r} is masked in the model or the guide alone; mask it in both"
+            )
 
 
 def require_reparameterized(name: str, site: Site, estimator: str) -> None:

@@ -275,7 +275,9 @@ def test_module_and_console_script_are_the_same_command(tmp_path):
 def test_a_nan_in_training_is_told_and_the_checkpoint_stays(capsys, tmp_path):
     folder = str(tmp_path / "run")
     words = ("train", "vae", "--data", "digits", "--learning_rate", "1e6", "--out", folder)
-    status, _, err = ppl(capsys, *words, "--epochs", "30", "--optimizer", "SGD")
+    status, _, err = ppl(
+        capsys, *words, "--epochs", "30", "--optimizer", "SGD", "--checkpoint_every", "0"
+    )
     assert status == 2
     assert "log density is not finite at site" in err
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
@@ -330,7 +332,7 @@ def test_pictures_never_end_a_run(capsys, tmp_path):
         "            return pyro.sample('image', dist.Normal(mu, 1.).to_event(3), obs=x)\n"
     )
     words = (f"{tmp_path}/odd.py:Odd", "--data", "digits", "--epochs", "1")
-    status, out, err = ppl(capsys, "train", *words, "--out", str(tmp_path / "run"))
+    status, _, err = ppl(capsys, "train", *words, "--out", str(tmp_path / "run"))
     assert status == 0, err
     assert (tmp_path / "run" / "report.html").is_file()
     status, _, err = ppl(capsys, "reconstruct", str(tmp_path / "run"))
