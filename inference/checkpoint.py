@@ -57,19 +57,21 @@ def _remove(path: Path) -> None:
         return  # nothing was made there: its folder is missing or not a folder
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: dict[str, Any], *copies: Path) -> None:
     """Write a checkpoint atomically.
 
     Args:
         path: the file.
         state: tensors and plain values, nested in dicts and lists.
+        *copies: further files with the same content, written after it.
 
     Raises:
         PplError: it cannot be written.
     """
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
-    write_atomically(path, buffer.getvalue())
+    for file in (path, *copies):
+        write_atomically(file, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from inference.densities import data_plate, densities_of, is_local
 from inference.elbo import AnalyticKL
 from inference.elbo.base import Traces, run_traces, sample_sites
 from inference.priming import enumerates, prime
 from inference.step import check_gradients, check_ownership, trainable
-from inference.weights import batch_size, data_plate, densities_of, is_local
+from inference.weights import batch_size
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch, Program
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from inference.data.dataset import Split
+from inference.densities import SiteDensities
 from inference.devices import isolated_rng
-from inference.weights import SiteDensities, batch_size, evaluation_mode, particle_blocks
+from inference.weights import batch_size, evaluation_mode, particle_blocks
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
 

@@ -64,7 +64,3 @@ class KLWarmup(KLWeight):
         """Set the weight for the step of this number (from 0) and return it."""
         self.weight = min(1.0, (step + 1) / self.num_steps) if self.num_steps else 1.0
         return self.weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self.weight != 1.0:
-            super()._pyro_sample(msg)

@@ -169,19 +169,21 @@ class TrainingLoop:
         self.at.batch = self.at.data_seen = 0
         self.loss_sum.zero_()
         self.norm_sum.zero_()
-        self._keep_best(row["valid_elbo"])
-        self._save()
+        if self._is_best(row["valid_elbo"]):
+            self._save(BEST, LAST)
+        else:
+            self._save(LAST)
         self.fabric.log_dict(row, step=self.at.step)
         self.progress.epoch_done(row)
 
-    def _keep_best(self, elbo: float) -> None:
+    def _is_best(self, elbo: float) -> bool:
+        """Whether this epoch is the best so far; without a folder its parameters are kept here."""
         if not elbo > self.at.best_elbo:
-            return
+            return False
         self.at.best_elbo, self.at.best_epoch = elbo, self.at.epoch
-        if self.run_dir is not None:
-            save_checkpoint(self.run_dir / "checkpoints" / BEST, self._state())
-        else:
+        if self.run_dir is None:
             self.best_parameters = {k: v.clone() for k, v in self.program.state_dict().items()}
+        return True
 
     def _out_of_patience(self) -> bool:
         patience = self.settings.patience
@@ -192,9 +194,10 @@ class TrainingLoop:
         """Whether patience ran out before the last epoch."""
         return self.at.epoch < self.settings.epochs and self._out_of_patience()
 
-    def _save(self) -> None:
+    def _save(self, *names: str) -> None:
         if self.run_dir is not None:
-            save_checkpoint(self.run_dir / "checkpoints" / LAST, self._state())
+            first, *others = (self.run_dir / "checkpoints" / name for name in names or (LAST,))
+            save_checkpoint(first, self._state(), *others)
 
     def _state(self) -> dict[str, Any]:
         return {

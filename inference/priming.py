@@ -14,8 +14,8 @@ from torch import Tensor
 
 from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
+from inference.densities import data_plate, has_global_latents
 from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
-from inference.weights import data_plate, has_global_latents
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program
 

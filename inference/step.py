@@ -60,6 +60,8 @@ class SVIStep:
 
     def _weighed(self, run: Callable[..., Any]) -> Callable[[Batch], Any]:
         def weighed(batch: Batch) -> Any:
+            if self.kl_weight.weight == 1.0:
+                return run(batch, num_data=self.num_data)
             with self.kl_weight:
                 return run(batch, num_data=self.num_data)
 

@@ -12,6 +12,7 @@ from lightning_fabric.loggers import Logger
 from pyro.infer import ELBO
 
 from inference.data.dataset import DataSet, as_dataset
+from inference.densities import has_global_latents
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
 from inference.elbo.base import require_enumeration, set_plate_nesting
@@ -29,7 +30,6 @@ from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
 from inference.validation import Validator
 from inference.weights import batch_size as batch_size_of
-from inference.weights import has_global_latents
 from ppl_models.errors import PplError
 from ppl_models.program import Program, as_program
 

@@ -1,7 +1,6 @@
-"""Log densities and importance weights, per datum, of any program.
+"""Log importance weights, per particle and datum, of any program.
 
-Everything that is reported of a program is derived from here. The densities are free of
-``poutine.scale`` and of subsampling; masks count, for they are part of the model.
+Everything that is reported of a program is derived from here.
 
 Particles are drawn by repeating the data: a batch of B data is run as K·B rows, so any program
 whose latents are local is vectorized as it stands, whatever its networks make of extra
@@ -14,86 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from inference.elbo.base import Site, Traces, run_traces, sample_sites
-from ppl_models.errors import ProgramError
+from inference.densities import SiteDensities, densities_of, stack
+from inference.elbo.base import run_traces
 from ppl_models.program import Batch, Program, as_program
-
-DATA_PLATE = "data"
-
-
-@dataclass
-class SiteDensities:
-    """Log densities of one block of particles, by site.
-
-    Local sites, those in the data plate, have shape (K, B); global ones (K,).
-    """
-
-    observed: dict[str, Tensor]
-    """log p of the observed sites."""
-    prior: dict[str, Tensor]
-    """log p of the latent sites."""
-    posterior: dict[str, Tensor]
-    """log q of the guide's sites."""
-    auxiliary: dict[str, Tensor]
-    """Auxiliary losses, by site; part of no ELBO."""
-    guide_means: dict[str, Tensor]
-    """E_q[z], (K, B, event...), of the local latents whose distribution tells it."""
-    dims: int
-    """Observed elements per datum."""
-    discrete: bool
-    """Whether every observed site is over a discrete support, so that its density is a mass."""
-
-    @property
-    def distortion(self) -> Tensor:
-        """−log p(x | z), (K, B)."""
-        return -_total(self.observed)
-
-    @property
-    def kl(self) -> dict[str, Tensor]:
-        """Log q − log p by latent site, (K, B) or (K,); its mean is the site's KL.
-
-        An auxiliary site of the guide counts with the latent that it makes: ``z_unconstrained``
-        (an autoguide's) with ``z``, any other with all latents, under ``joint``.
-        """
-        zero = torch.zeros(())
-        found: dict[str, Tensor] = {}
-        foreign = [n for n in self.posterior if n not in self.prior and _made(n) not in self.prior]
-        for name in dict.fromkeys([*self.posterior, *self.prior]):
-            key = "joint" if foreign else name if name in self.prior else _made(name)
-            term = self.posterior.get(name, zero) - self.prior.get(name, zero)
-            if key == "joint" and term.dim() == 1:
-                key = name  # global ones are not mixed with local ones
-            found[key] = found.get(key, zero) + term
-        return found
-
-    @property
-    def global_sites(self) -> list[str]:
-        """Latent sites outside the data plate."""
-        return [name for name, value in self.kl.items() if value.dim() == 1]
-
-    @property
-    def log_weights(self) -> Tensor:
-        """Log p(x, z) − log q(z) of the local sites, (K, B)."""
-        local = [value for value in self.kl.values() if value.dim() == 2]
-        return -self.distortion - sum(local, torch.zeros(()))
-
-
-def _made(auxiliary: str) -> str:
-    return auxiliary.removesuffix("_unconstrained")
-
-
-def _total(terms: dict[str, Tensor]) -> Tensor:
-    values = list(terms.values())
-    return sum(values[1:], values[0])
 
 
 def batch_size(batch: Batch) -> int:
@@ -106,41 +33,6 @@ def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
     if num_particles == 1:
         return dict(batch)
     return {k: v.repeat(num_particles, *[1] * (v.dim() - 1)) for k, v in batch.items()}
-
-
-def data_plate(trace: poutine.Trace, rows: int) -> tuple[str, int]:
-    """Name and dimension of the data plate: ``data``, or else the only one with so many rows.
-
-    Raises:
-        ProgramError: no plate, or more than one, could be it.
-    """
-    plates = {
-        (frame.name, frame.dim): frame.size
-        for _, site in sample_sites(trace)
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized
-    }
-    named = [plate for plate in plates if plate[0] == DATA_PLATE]
-    fitting = named or [plate for plate, size in plates.items() if size == rows]
-    if len(fitting) != 1:
-        shown = ", ".join(f"{n!r} of size {s}" for (n, _), s in plates.items()) or "none"
-        raise ProgramError(
-            f"cannot tell which plate holds the {rows} data of the batch (plates: {shown}). "
-            f"Put the sites of a datum in `with pyro.plate('{DATA_PLATE}', len(x), dim=-1):`, in "
-            "model and guide."
-        )
-    return fitting[0]
-
-
-def is_local(site: Site, plate: tuple[str, int]) -> bool:
-    """Whether a site stands in the data plate."""
-    return any((f.name, f.dim) == plate for f in site["cond_indep_stack"])
-
-
-def has_global_latents(traces: Traces, rows: int) -> bool:
-    """Whether a site of the guide stands outside the data plate."""
-    plate = data_plate(traces.model, rows)
-    return any(not is_local(site, plate) for _, site in sample_sites(traces.guide))
 
 
 def site_densities(
@@ -170,23 +62,6 @@ def site_densities(
     return stack([first, *runs])
 
 
-def stack(runs: list[SiteDensities]) -> SiteDensities:
-    """Blocks of particles as one, along K."""
-
-    def cat(part: str) -> dict[str, Tensor]:
-        return {k: torch.cat([getattr(r, part)[k] for r in runs]) for k in getattr(runs[0], part)}
-
-    return SiteDensities(
-        observed=cat("observed"),
-        prior=cat("prior"),
-        posterior=cat("posterior"),
-        auxiliary=cat("auxiliary"),
-        guide_means=cat("guide_means"),
-        dims=runs[0].dims,
-        discrete=runs[0].discrete,
-    )
-
-
 def _densities(
     program: Program, batch: Batch, rows: int, num_data: int | None, num_particles: int
 ) -> SiteDensities:
@@ -194,108 +69,6 @@ def _densities(
     with program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), options)
     return densities_of(traces, rows, num_particles)
-
-
-def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensities:
-    """The log densities of a run of guide and model on K·B rows, by site.
-
-    Args:
-        traces: of the run.
-        rows: K·B.
-        num_particles: K.
-
-    Raises:
-        ProgramError: the sites cannot be told apart by datum, or do not match.
-    """
-    plate = data_plate(traces.model, rows)
-
-    def per_datum(site: Site) -> Tensor:
-        return _reduce(site, plate, num_particles)
-
-    out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
-    for name, site in sample_sites(traces.model):
-        if site["infer"].get("_deterministic"):
-            continue  # a recorded value, no density
-        if site["infer"].get("is_auxiliary_loss"):
-            out.auxiliary[name] = -per_datum(site)
-        elif site["is_observed"]:
-            _require_local(name, site, plate)
-            out.observed[name] = per_datum(site)
-            out.dims += site["value"].numel() // rows
-            out.discrete &= _is_discrete(site)
-        else:
-            out.prior[name] = per_datum(site)
-    out.posterior.update((name, per_datum(site)) for name, site in sample_sites(traces.guide))
-    _check_complete(out)
-    out.guide_means.update(_guide_means(traces, plate, num_particles))
-    return out
-
-
-def _require_local(name: str, site: Site, plate: tuple[str, int]) -> None:
-    if not is_local(site, plate):
-        raise ProgramError(
-            f"observed site {name!r} (or pyro.factor) stands outside the data plate {plate[0]!r}, "
-            "so its density belongs to no datum; put it inside"
-        )
-
-
-def _is_discrete(site: Site) -> bool:
-    try:
-        return bool(site["fn"].support.is_discrete)
-    except NotImplementedError:
-        return False
-
-
-def _check_complete(densities: SiteDensities) -> None:
-    if not densities.observed:
-        raise ProgramError(
-            "the model observes nothing of the batch: give a sample site `obs=x`, where x is a "
-            "field of the data that the model names"
-        )
-    missing = [name for name in densities.prior if name not in densities.posterior]
-    if missing:
-        raise ProgramError(
-            f"latent site {missing[0]!r} of the model is not in the guide; its importance weight "
-            "needs a guide that samples it (or a model that sums it out)"
-        )
-
-
-def _reduce(site: Site, plate: tuple[str, int], num_particles: int) -> Tensor:
-    """A site's log density, unscaled and masked, summed to (K, B), or to (K,) if it is global."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
-    if not is_local(site, plate):
-        return log_prob.sum().expand(num_particles)
-    shape = site["fn"].batch_shape
-    log_prob = log_prob.broadcast_to(torch.broadcast_shapes(shape, log_prob.shape))
-    rows_first = log_prob.movedim(plate[1], 0)
-    per_row = rows_first.flatten(1).sum(-1) if rows_first.dim() > 1 else rows_first
-    return per_row.unflatten(0, (num_particles, -1))
-
-
-def _guide_means(
-    traces: Traces, plate: tuple[str, int], num_particles: int
-) -> Iterator[tuple[str, Tensor]]:
-    """Means of the local latents, where the guide's distribution tells them for the datum.
-
-    A ``Delta`` over an auxiliary draw (a flow, an autoguide) has that draw as its mean, which
-    says nothing of the mean over draws.
-    """
-    auxiliary = any(name not in traces.model.nodes for name, _ in sample_sites(traces.guide))
-    for name, site in sample_sites(traces.guide):
-        fn = site["fn"]
-        if name not in traces.model.nodes or not is_local(site, plate):
-            continue
-        if auxiliary and isinstance(getattr(fn, "base_dist", fn), dist.Delta):
-            continue
-        try:
-            mean = fn.mean
-        except (NotImplementedError, AttributeError):
-            continue
-        axis = plate[1] - len(fn.event_shape)
-        known = mean.dtype.is_floating_point and mean.dim() >= -axis
-        if known and not bool(mean.isnan().any()):
-            yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))
 
 
 def log_weights(

@@ -5,8 +5,8 @@ name as positional parameters; keyword-only parameters are options:
 
 - ``model(x=None, *, size=1)``: without data, ``size`` draws from the prior predictive.
 - ``num_data``, if named, is filled with the number of data in the training set, for
-  ``pyro.plate("data", num_data or len(x), subsample_size=len(x))`` in programs with global
-  latents.
+  ``pyro.plate("data", num_data or len(x), subsample=torch.arange(len(x)))`` in programs with
+  global latents.
 
 :class:`Program` wraps such an object (or two plain functions) so that everything it learns,
 ``nn.Module`` parameters and ``pyro.param``s alike, is an ordinary parameter of one module:

@@ -43,7 +43,8 @@ class VAE(PyroModule):
         x_shape: shape of one datum.
         latent_dim: D, the size of the code.
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
-        likelihood: a name of :data:`ppl_models.likelihoods.LIKELIHOODS`.
+        likelihood: ``normal`` (unit variance, the lecture's), ``normal_shared_scale`` (one learned
+            scale), ``normal_pixel_scale`` (one a pixel, from the decoder) or ``bernoulli``.
     """
 
     prior_loc: Tensor
@@ -54,7 +55,7 @@ class VAE(PyroModule):
         x_shape: Sequence[int] = (1, 28, 28),
         latent_dim: int = 20,
         hidden_dims: Sequence[int] = (400,),
-        likelihood: str = "normal",
+        likelihood: str = "normal_shared_scale",
     ) -> None:
         super().__init__()
         self.x_shape = tuple(x_shape)

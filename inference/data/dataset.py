@@ -219,7 +219,7 @@ def from_tensors(
         if not isinstance(value, Tensor | np.ndarray):
             raise PplError(
                 f"field {key!r} is a {type(value).__name__}; expected a tensor or array "
-                "(N, ...). A data set by name is load_data('mnist5k'), a torch Dataset a StreamSplit."
+                "(N, ...). A data set by name is load_data('mnist5k'), a torch Dataset StreamSplit."
             )
     fields = {k: torch.as_tensor(v) for k, v in given.items()}
     check_fields(fields, f"data {name!r}")

@@ -99,7 +99,8 @@ class Estimator(ELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−objective, with auxiliary losses, as a scalar that backpropagates; nats per batch."""
         elbos = [self.particle_elbo(t) for t in self._get_traces(model, guide, args, kwargs)]
-        return -sum(elbos[1:], elbos[0]) / self.num_particles
+        total = sum(elbos[1:], elbos[0])
+        return -total if self.num_particles == 1 else -total / self.num_particles
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, as Pyro's ``SVI.evaluate_loss`` wants it."""

@@ -175,7 +175,7 @@ def test_a_missing_module_is_named():
 def test_a_file_that_cannot_be_imported_names_the_line(
     write, text, message, relative, tmp_path, monkeypatch
 ):
-    # BUG (relative, json): the message names json's decoder.py, as `describe` compares the
+
     # absolute path of the frame with the relative path of the spec.
     monkeypatch.chdir(tmp_path)
     path = write("broken.py", text)
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_imported_names_the_line(
 
 
 def test_a_module_that_cannot_be_imported_is_a_program_error(write, tmp_path, monkeypatch):
-    # BUG: only ModuleNotFoundError is caught; ZeroDivisionError comes out as it is.
+
     write("catalog_broken/__init__.py", "")
     write("catalog_broken/story.py", "x = 1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -194,7 +194,7 @@ def test_a_module_that_cannot_be_imported_is_a_program_error(write, tmp_path, mo
 
 @pytest.mark.parametrize("spec", [":VAE", ".vae:VAE"])
 def test_a_spec_without_a_module_is_refused(spec):
-    # BUG: importlib's own ValueError ("Empty module name") and TypeError come out.
+
     with pytest.raises(PplError):
         resolve(spec)
 
@@ -208,7 +208,7 @@ def test_a_constructor_that_raises_names_the_users_line_and_the_arguments(write)
 
 
 def test_an_unknown_argument_is_named_without_a_line_of_the_catalog(write):
-    # BUG: the message ends with "(catalog.py, line 159)", which is not where the mistake is.
+
     with pytest.raises(ProgramError, match=r"vae\(latent=3\) cannot be made.*'latent'") as it:
         build("vae", latent=3)
     assert "catalog.py" not in str(it.value)

@@ -159,7 +159,6 @@ def test_a_truncated_checkpoint_is_refused(path, part):
         b"import torch\n",
         b"\x89PNG\r\n\x1a\n" + bytes(40),
         b"hello world\n" * 50,
-        # BUG: IndexError, struct.error and UserWarning come out for these three.
         b"epoch: 3\n",
         b"GIF89a" + bytes(2),
         b"\x80\xfe8\x9b_\x86\x80",
@@ -172,7 +171,7 @@ def test_a_foreign_file_is_refused(path, content):
 
 
 def test_random_bytes_are_refused(path):
-    # BUG: IndexError, struct.error and UserWarning come out for some of them.
+
     draw = random.Random(0)
     raw = []
     for _ in range(400):

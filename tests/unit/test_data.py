@@ -198,7 +198,7 @@ def test_dequantization_is_refused_without_grey_levels():
 
 @pytest.mark.parametrize("how", ["threshold", "static"])
 def test_dequantized_data_are_not_binarized(how):
-    # BUG: the noise stays on the binary x, which then is not binary.
+
     with pytest.raises(PplError):
         binarize_data(dequantize_data(grey()), how)
 

@@ -101,7 +101,7 @@ def test_missing_binarized_mnist_says_what_to_put_where(tmp_path):
 
 
 def test_a_binarized_mnist_file_without_its_splits_is_refused(tmp_path):
-    # BUG: KeyError of numpy.
+
     np.savez(tmp_path / "binarized_mnist_static.npz", train=np.zeros((2, 784)))
     with pytest.raises(PplError, match="valid"):
         load_data("binarized_mnist", data_root=str(tmp_path))

@@ -110,7 +110,7 @@ def test_fewer_pairs_than_columns_make_one_row_of_pairs():
 
 
 def test_each_reconstruction_is_below_its_original_in_a_short_last_row_too():
-    # BUG: the last originals and their reconstructions share one row, side by side.
+
     figure = reconstruction_grid(flat_images(0.1, 0.2, 0.3), flat_images(0.5, 0.6, 0.7), columns=2)
     assert cells(figure, 2) == [[0.1, 0.2], [0.5, 0.6], [0.3, 1.0], [0.7, 1.0]]
 
@@ -169,7 +169,7 @@ def test_principal_plane_leaves_one_and_two_dimensions_as_they_are(dim):
 
 @pytest.mark.parametrize("number", [1, 5])
 def test_principal_plane_of_codes_that_are_all_the_same(number):
-    # BUG: 0 / 0, a warning and NaN; with one datum also a plane of one column.
+
     plane, share = principal_plane(np.full((number, 3), 0.25))
     assert math.isfinite(share)
     np.testing.assert_array_equal(plane, np.zeros((number, 2)))
