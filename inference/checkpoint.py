@@ -92,7 +92,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             "which could run code on loading"
         ) from error
     except Exception as error:
-        raise PplError(f"{path} is damaged or truncated and cannot be read: {error}") from error
+        raise PplError(
+            f"{path} is damaged or truncated and cannot be read ({error}). Another "
+            "checkpoint of the run may be whole (--checkpoint last or best); else train anew."
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise PplError(f"{path} is no checkpoint of this package (expected {FORMAT!r}: {found!r})")

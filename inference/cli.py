@@ -54,7 +54,7 @@ class Parser(ArgumentParser):
     """A parser whose errors are :class:`PplError` and name near misses."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(exit_on_error=False, **kwargs)
+        super().__init__(exit_on_error=False, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise instead of exiting."""

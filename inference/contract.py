@@ -22,7 +22,7 @@ from torch import Tensor
 from inference.densities import data_plate, densities_of, is_local
 from inference.elbo import AnalyticKL
 from inference.elbo.base import Traces, run_traces, sample_sites
-from inference.priming import enumerates, prime
+from inference.priming import enumerates, pixel_hint, prime
 from inference.step import check_gradients, check_ownership, trainable
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
@@ -89,6 +89,13 @@ def check_sites(subject: Subject) -> str:
         if name in model and model[name]["is_observed"]:
             raise ProgramError(f"site {name!r} is sampled in the guide but observed in the model")
     observed = [n for n, s in model.items() if s["is_observed"]]
+    for name in observed:
+        field = next((f for f, v in subject.batch.items() if v is model[name]["value"]), name)
+        if field != name:
+            raise ProgramError(
+                f"site {name!r} observes the field {field!r}; name it {field!r}, for samples and "
+                "reconstructions are found by name"
+            )
     if not observed:
         raise ProgramError("the model observes nothing: give a sample site obs=x")
     return f"latent {sorted(_latents(subject.traces))}, observed {sorted(observed)}"
@@ -135,6 +142,12 @@ def check_supports(subject: Subject) -> str:
                 inside = site["fn"].support.check(site["value"])
             except NotImplementedError:
                 continue
+            if not bool(inside.all()) and site["is_observed"]:
+                kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+                raise ProgramError(
+                    f"the data at site {name!r} are outside the support of the model's {kind}."
+                    + pixel_hint(kind)
+                )
             if not bool(inside.all()):
                 raise ProgramError(
                     f"site {name!r} takes values outside the support of the model's "

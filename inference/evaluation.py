@@ -59,6 +59,10 @@ class Evaluation:
     deterministic_guide: bool
     """The guide is a point: ``elbo`` is then log p(x, z) there, and no bound on log p(x)."""
 
+    def __str__(self) -> str:
+        rows = {k: v for k, v in self.to_dict().items() if v is not None and v is not False}
+        return "\n".join(f"{k:<22}{v}" for k, v in rows.items() if v != {})
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers under their names, ready for JSON."""
         return asdict(self)

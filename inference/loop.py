@@ -225,6 +225,11 @@ class TrainingLoop:
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.at = Position(**state["position"])
+        if self.at.epoch > self.settings.epochs:
+            raise PplError(
+                f"{path} is at epoch {self.at.epoch} already; give epochs above that, not "
+                f"{self.settings.epochs}"
+            )
         for total, saved in zip((self.loss_sum, self.norm_sum), state["sums"], strict=True):
             total.copy_(saved)
         set_rng_state(state["rng"])

@@ -9,13 +9,15 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide, AutoGuideList
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
-from inference.densities import data_plate, has_global_latents
+from inference.densities import data_plate, has_global_latents, is_local
 from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
+from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program
 
@@ -60,6 +62,7 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
                 _check_support(name, batch[name], fn, "batch")
             check_guide_losses(traces)
             if not enumerates(traces):
+                check_autoguides(traces, program, batch_size(batch))
                 check_traces(traces)
     except PplError:
         raise
@@ -67,7 +70,7 @@ def prime(program: Program, batch: Batch, num_data: int | None) -> Traces:
         shapes = {name: tuple(value.shape) for name, value in batch.items()}
         raise ProgramError(
             f"{program.name} fails on a batch with fields {shapes}: {describe(error)}"
-            + _pixel_hint(str(error))
+            + pixel_hint(str(error))
         ) from error
     return traces
 
@@ -90,6 +93,27 @@ def check_guide_losses(traces: Traces) -> None:
             raise ProgramError(
                 f"auxiliary_loss {name!r} is in the guide, where it would be maximized; record it "
                 "in the model"
+            )
+
+
+def check_autoguides(traces: Traces, program: Program, rows: int) -> None:
+    """Refuse an automatic guide over latents of the data plate.
+
+    Raises:
+        ProgramError: it would keep one value for every row of its first batch.
+    """
+    plate = data_plate(traces.model, rows)
+    for guide in program.modules():
+        if not isinstance(guide, AutoGuide) or isinstance(guide, AutoGuideList):
+            continue
+        sites = [] if guide.prototype_trace is None else sample_sites(guide.prototype_trace)
+        local = [n for n, s in sites if is_local(s, plate) and not s["is_observed"]]
+        if local:
+            raise ProgramError(
+                f"{type(guide).__name__} covers the latent(s) {', '.join(map(repr, local))} of the "
+                f"data plate {plate[0]!r}: it would keep one value for every row of its first "
+                "batch. Write an amortized guide for them (a network that reads z off x), and use "
+                "automatic guides for global latents."
             )
 
 
@@ -200,11 +224,12 @@ def _check_support(name: str, value: Tensor, fn: Any, where: str) -> None:
             raise PplError(
                 f"{where}: field {name!r} at index {index} is outside the support of the model's "
                 f"{kind} at site {name!r} (values from {float(value[index].min()):g} to "
-                f"{float(value[index].max()):g}).{_pixel_hint(kind)}"
+                f"{float(value[index].max()):g}).{pixel_hint(kind)}"
             )
 
 
-def _pixel_hint(text: str) -> str:
+def pixel_hint(text: str) -> str:
+    """What to do about grey pixels, if a message is about a Bernoulli; else nothing."""
     if "Bernoulli" not in text:
         return ""
     return (

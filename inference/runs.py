@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,20 @@ def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     return as_program(build(spec, **(facts | arguments)))
 
 
+def _check_source(spec: str, folder: Path) -> None:
+    """Refuse a run whose model file is gone, or say that it has changed since."""
+    original = source_file(spec)
+    if original is None:
+        return
+    kept = folder / "source" / original.name
+    if not original.is_file():
+        raise ProgramError(f"the model file {original} is gone; the run's copy of it is {kept}")
+    if kept.is_file() and kept.read_bytes() != original.read_bytes():
+        warnings.warn(
+            f"{original} has changed since the run; what was trained is {kept}", stacklevel=3
+        )
+
+
 @dataclass
 class Run:
     """A trained program with its data, as its folder tells."""
@@ -214,6 +229,7 @@ def load_run(
     if data_root is not None:
         options["data_root"] = data_root
     data = load_data(**options).map(lambda split: split.to(fabric.device, dtype))
+    _check_source(config["program"], folder)
     program = build_for(config["program"], config["model"], data.info).to(fabric.device, dtype)
     with isolated_rng(0):
         prime(program, next(iter(data.train.batches(8))), len(data.train))

@@ -32,6 +32,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
+from ppl_models.errors import ProgramError
 from ppl_models.likelihoods import full_precision, make_likelihood, positive
 from ppl_models.nets import mlp
 
@@ -58,6 +59,8 @@ class VAE(PyroModule):
         likelihood: str = "normal_shared_scale",
     ) -> None:
         super().__init__()
+        if latent_dim < 1:
+            raise ProgramError(f"latent_dim must be at least 1, got {latent_dim}")
         self.x_shape = tuple(x_shape)
         self.likelihood = make_likelihood(likelihood, x_shape)
         self.encoder = mlp(math.prod(x_shape), hidden_dims, 2 * latent_dim)

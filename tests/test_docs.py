@@ -28,7 +28,7 @@ def test_readme_example_runs_and_is_twenty_lines(tmp_path, monkeypatch, capsys):
     lines = [line for line in code[start:].splitlines() if line.strip()]
     assert len(lines) <= 20
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert "elbo=" in capsys.readouterr().out
+    assert "elbo  " in capsys.readouterr().out
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -84,6 +84,13 @@ class GuideSiteElsewhere(Toy):
             pyro.sample("w", dist.Normal(self.m, 1.0))
 
 
+class OtherName(Toy):
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(self.b), 1.0))
+            return pyro.sample("image", dist.Normal(z + self.b, self.s), obs=x)
+
+
 class OtherPlate(Toy):
     def guide(self, x):
         with pyro.plate("rows", len(x), dim=-1):
@@ -193,6 +200,7 @@ class NeedsSix(Toy):
     ("program", "clause", "message"),
     [
         (GuideSiteElsewhere(), "sites", "guide site 'w' is not in the model"),
+        (OtherName(), "sites", "site 'image' observes the field 'x'; name it 'x'"),
         (OtherPlate(), "plates", "'rows'.*in the guide"),
         (WrongShape(), "shapes", r"site 'z' has values of shape \(6,\)"),
         (Unrunnable(), "runs", "KeyError.*test_contract.py, line"),

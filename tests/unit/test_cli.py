@@ -223,7 +223,10 @@ ERRORS = [
     ("train --data digits", "which model?"),
     ("train vae", "data"),
     ("train vae --data digit", "unknown data set 'digit'. Did you mean 'digits'"),
-    ("train vae --data digits --epoxhs 3", "Did you mean --epochs"),
+    ("train vae --data digits --epoch 3", "Did you mean --epochs"),
+    ("train --resume RUN --data mnist5k", "--data"),
+    ("train vae --data digits --model.latent_dim 0", "latent_dim must be at least 1"),
+    ("sample RUN --num 0", "num must be at least 1"),
     ("train vae --data digits --model.latnet_dim 3", "Did you mean --model.latent_dim"),
     ("train vae --data digits --model.latent_dim three", "latent_dim"),
     ("train vae --data digits --model.likelihood normel", "Did you mean 'normal'"),
@@ -310,6 +313,19 @@ def test_a_refused_overwrite_keeps_the_old_run(run, capsys, tmp_path):
     assert ppl(capsys, *words, "--overwrite")[0] == 0
     assert len((folder / "metrics.csv").read_text().splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_model_file_that_is_gone_or_changed_is_told(mine, capsys, tmp_path):
+    folder = str(tmp_path / "run")
+    words = ("train", f"{mine}:Mine", "--data", "digits", "--epochs", "1", "--out", folder)
+    assert ppl(capsys, *words)[0] == 0
+    Path(mine).write_text(MINE + "# changed\n")
+    with pytest.warns(UserWarning, match="has changed since the run"):
+        load_run(folder)
+    Path(mine).unlink()
+    status, _, err = ppl(capsys, "evaluate", folder)
+    assert status == 2
+    assert "is gone; the run's copy of it is" in err
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(run, capsys, tmp_path):

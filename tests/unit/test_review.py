@@ -268,3 +268,19 @@ def test_what_python_users_hand_over_by_mistake():
     assert "60" not in repr(fitted.data.train)
     assert repr(fitted).startswith("FitResult(VAE, 2 epochs, best")
     assert len(repr(fitted.data)) < 200
+
+
+def test_an_autoguide_over_local_latents_is_refused():
+    def model(x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match=r"AutoNormal covers the latent\(s\) 'z' of the data"):
+        fit(Program(model, AutoNormal(model)), X, **QUICK)
+
+
+def test_a_resumed_run_is_not_shortened(tmp_path):
+    fit(tiny_vae(), tiny_images(), run_dir=tmp_path, **(QUICK | {"epochs": 3}))
+    with pytest.raises(PplError, match="is at epoch 3 already; give epochs above that, not 2"):
+        fit(tiny_vae(), tiny_images(), run_dir=tmp_path, resume=True, **QUICK)
