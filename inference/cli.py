@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(stop), 128 + stop.signum)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except PplError as error:
         return _fail(f"error: {error}", 2)
     except Exception as error:
