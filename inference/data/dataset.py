@@ -104,6 +104,9 @@ class MemorySplit:
 class StreamSplit:
     """A split read item by item.
 
+    What a dataset draws at random in a worker process is not part of a checkpoint; random
+    augmentation belongs in ``transform``, which draws from the resumable stream.
+
     Args:
         dataset: a map-style dataset whose items are dicts of tensors by field.
         transform: applied to every batch.

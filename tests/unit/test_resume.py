@@ -19,9 +19,11 @@ from programs import tiny_images, tiny_vae
 
 from inference import fit, from_tensors
 from inference.data import binarize_data
+from inference.elbo import AnalyticKL
 from inference.metrics import read_metrics
 from inference.progress import Progress
 from inference.signals import TrainingInterrupted
+from inference.validation import Validator
 from ppl_models import PplError
 
 FORK = multiprocessing.get_context("fork")
@@ -161,6 +163,32 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, change, message):
     train(tmp_path, epochs=1)
     with pytest.raises(PplError, match=message):
         train(tmp_path, epochs=1, **change)
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_resuming_is_bit_identical_for_estimators_that_look_at_the_plates_first(
+    tmp_path, vectorized
+):
+    def part(folder, epochs):
+        estimator = AnalyticKL(2, vectorize_particles=vectorized)
+        train(folder, epochs=epochs, lr_schedule="constant", estimator=estimator)
+
+    part(tmp_path / "twice", 1)
+    part(tmp_path / "twice", 2)
+    part(tmp_path / "once", 2)
+    assert_same_run(tmp_path / "twice", tmp_path / "once")
+
+
+def test_a_signal_in_the_last_validation_is_heeded(tmp_path, monkeypatch):
+    validate = Validator.__call__
+
+    def interrupted(self, program):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, program)
+
+    monkeypatch.setattr(Validator, "__call__", interrupted)
+    with pytest.raises(TrainingInterrupted, match="SIGTERM"):
+        train(tmp_path, epochs=1)
 
 
 def test_a_run_whose_learning_rate_falls_keeps_its_length(tmp_path):

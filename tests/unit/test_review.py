@@ -15,7 +15,7 @@ from torch import nn
 
 from inference import evaluate, fit, log_weights
 from inference.sampling import sample
-from ppl_models import PplError, Program, ProgramError, as_program, auxiliary_loss
+from ppl_models import PplError, Program, ProgramError, as_program, auxiliary_loss, build
 
 QUICK = {"epochs": 2, "batch_size": 16, "progress": False}
 X = torch.randn(40)
@@ -284,3 +284,25 @@ def test_a_resumed_run_is_not_shortened(tmp_path):
     fit(tiny_vae(), tiny_images(), run_dir=tmp_path, **(QUICK | {"epochs": 3}))
     with pytest.raises(PplError, match="is at epoch 3 already; give epochs above that, not 2"):
         fit(tiny_vae(), tiny_images(), run_dir=tmp_path, resume=True, **QUICK)
+
+
+def test_networks_of_a_file_of_plain_functions_are_the_programs(tmp_path):
+    (tmp_path / "plain_networks.py").write_text(
+        "import pyro, torch\nimport pyro.distributions as dist\nfrom torch import nn\n"
+        "decoder = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))\n"
+        "def model(x=None, *, size=1):\n"
+        "    pyro.module('decoder', decoder)\n"
+        "    with pyro.plate('data', size if x is None else len(x), dim=-1):\n"
+        "        z = pyro.sample('z', dist.Normal(torch.zeros(1), 1.).to_event(1))\n"
+        "        return pyro.sample('x', dist.Normal(decoder(z), 1.).to_event(1), obs=x)\n"
+        "def guide(x):\n"
+        "    w = pyro.param('w', torch.zeros(1))\n"
+        "    with pyro.plate('data', len(x), dim=-1):\n"
+        "        pyro.sample('z', dist.Normal(w, 1.).to_event(1))\n"
+    )
+    program = as_program(build(str(tmp_path / "plain_networks.py")))
+    fit(program, torch.randn(60, 4), **QUICK)
+    state = program.state_dict()
+    assert bool(state["networks.decoder.1.running_mean"].abs().sum() > 0)
+    assert sum("decoder" in name and "weight" in name for name in state) == 2  # and none twice
+    assert not program.networks["decoder"].training
