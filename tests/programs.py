@@ -110,3 +110,20 @@ class BernoulliToy(nn.Module):
     def guide(self, x):
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("b", dist.Bernoulli(logits=self.logit))
+
+
+class EnumeratedMixture(nn.Module):
+    """c ~ Categorical(½, ½), x | c ~ N(locs[c], ½); c is enumerated, the guide is empty."""
+
+    def __init__(self):
+        super().__init__()
+        self.locs = nn.Parameter(torch.tensor([-0.5, 0.5]))
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            parallel = {"enumerate": "parallel"}
+            c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2), infer=parallel)
+            pyro.sample("x", dist.Normal(self.locs[c], 0.5), obs=x)
+
+    def guide(self, x):
+        pass

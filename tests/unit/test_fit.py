@@ -6,13 +6,11 @@ import copy
 import random
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import BernoulliToy, GlobalMean, tiny_images, tiny_vae
+from programs import BernoulliToy, EnumeratedMixture, GlobalMean, tiny_images, tiny_vae
 from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
-from torch import nn
 
 from inference import evaluate, fit, from_tensors
 from inference.data import DataSet, StreamSplit
@@ -129,23 +127,13 @@ def test_discrete_latents_train_with_pyros_estimators(estimator):
 
 
 def test_enumerated_latents_train_and_validate():
-    class Mixture(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.locs = nn.Parameter(torch.tensor([-0.5, 0.5]))
-
-        def model(self, x):
-            with pyro.plate("data", len(x), dim=-1):
-                parallel = {"enumerate": "parallel"}
-                z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer=parallel)
-                pyro.sample("x", dist.Normal(self.locs[z], 0.5), obs=x)
-
-        def guide(self, x):
-            pass
-
     x = torch.cat([torch.randn(100) * 0.5 - 2, torch.randn(100) * 0.5 + 2])
     fitted = quick(
-        Mixture(), x, estimator=TraceEnum_ELBO(max_plate_nesting=1), epochs=60, learning_rate=0.05
+        EnumeratedMixture(),
+        x,
+        estimator=TraceEnum_ELBO(max_plate_nesting=1),
+        epochs=60,
+        learning_rate=0.05,
     )
     locs = fitted.program.owner.locs.detach()
     torch.testing.assert_close(locs, torch.tensor([-2.0, 2.0]), atol=0.25, rtol=0)

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import GaussianToy, GlobalMean, tiny_images, tiny_vae
+from programs import EnumeratedMixture, GaussianToy, GlobalMean, tiny_images, tiny_vae
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -70,23 +70,9 @@ def test_a_mask_on_one_side_is_refused():
 
 
 def test_enumerated_latents_need_an_estimator_that_sums():
-    class Mixture(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.locs = nn.Parameter(torch.tensor([-0.5, 0.5]))
-
-        def model(self, x):
-            with pyro.plate("data", len(x), dim=-1):
-                parallel = {"enumerate": "parallel"}
-                c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2), infer=parallel)
-                pyro.sample("x", dist.Normal(self.locs[c], 0.5), obs=x)
-
-        def guide(self, x):
-            pass
-
     for estimator in ("analytic_kl", "pathwise"):
         with pytest.raises(ProgramError, match="TraceEnum_ELBO"):
-            fit(Mixture(), X, estimator=estimator, **QUICK)
+            fit(EnumeratedMixture(), X, estimator=estimator, **QUICK)
 
 
 def test_recorded_values_are_no_data_and_bits_are_of_masses_alone():
