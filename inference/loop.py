@@ -233,6 +233,7 @@ class TrainingLoop:
         for total, saved in zip((self.loss_sum, self.norm_sum), state["sums"], strict=True):
             total.copy_(saved)
         set_rng_state(state["rng"])
+        self.kl_warmup.at(max(0, self.at.step - 1))  # no step may be left in the epoch to set it
         for row in self.at.history:
             self.fabric.log_dict(row, step=row["step"])
         self.progress.resume(self.at.epoch * self.num_data + self.at.data_seen, self.at.history)
