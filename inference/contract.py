@@ -23,6 +23,7 @@ from inference.densities import data_plate, densities_of, is_local
 from inference.elbo import AnalyticKL
 from inference.elbo.base import Traces, run_traces, sample_sites
 from inference.priming import enumerates, pixel_hint, prime
+from inference.sites import family, known_support
 from inference.step import check_gradients, check_ownership, trainable
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
@@ -138,22 +139,20 @@ def check_supports(subject: Subject) -> str:
     for _ in range(20):
         traces = run(subject.program, subject.batch)
         for name, site in _sites(traces.model).items():
-            try:
-                inside = site["fn"].support.check(site["value"])
-            except NotImplementedError:
+            support = known_support(site["fn"])
+            if support is None or bool(support.check(site["value"]).all()):
                 continue
-            if not bool(inside.all()) and site["is_observed"]:
-                kind = type(getattr(site["fn"], "base_dist", site["fn"])).__name__
+            kind = family(site["fn"])
+            if site["is_observed"]:
                 raise ProgramError(
                     f"the data at site {name!r} are outside the support of the model's {kind}."
                     + pixel_hint(kind)
                 )
-            if not bool(inside.all()):
-                raise ProgramError(
-                    f"site {name!r} takes values outside the support of the model's "
-                    f"{type(site['fn']).__name__} ({site['fn'].support}); a guide over the same "
-                    "support is needed (LogNormal for positive latents, say)"
-                )
+            raise ProgramError(
+                f"site {name!r} takes values outside the support of the model's {kind} "
+                f"({support}); a guide over the same support is needed (LogNormal for positive "
+                "latents, say)"
+            )
     return "values are in the model's supports"
 
 

@@ -17,6 +17,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from inference.elbo.base import Site, Traces, sample_sites
+from inference.sites import known_mean, known_support
 from ppl_models.errors import ProgramError
 
 DATA_PLATE = "data"
@@ -184,10 +185,8 @@ def _require_local(name: str, site: Site, plate: tuple[str, int]) -> None:
 
 
 def _is_discrete(site: Site) -> bool:
-    try:
-        return bool(site["fn"].support.is_discrete)
-    except NotImplementedError:
-        return False
+    support = known_support(site["fn"])
+    return support is not None and bool(support.is_discrete)
 
 
 def _check_complete(densities: SiteDensities) -> None:
@@ -232,11 +231,8 @@ def _guide_means(
             continue
         if auxiliary and isinstance(getattr(fn, "base_dist", fn), dist.Delta):
             continue
-        try:
-            mean = fn.mean
-        except (NotImplementedError, AttributeError):
+        mean, axis = known_mean(fn), plate[1] - len(fn.event_shape)
+        if mean is None or not mean.dtype.is_floating_point or mean.dim() < -axis:
             continue
-        axis = plate[1] - len(fn.event_shape)
-        known = mean.dtype.is_floating_point and mean.dim() >= -axis
-        if known and not bool(mean.isnan().any()):
+        if not bool(mean.isnan().any()):
             yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))

@@ -10,13 +10,13 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer.autoguide import AutoGuide, AutoGuideList
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
 from inference.densities import data_plate, has_global_latents, is_local
 from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
+from inference.sites import family, known_support
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program
@@ -201,15 +201,14 @@ def _supports(traces: Traces, batch: Batch) -> list[tuple[str, Any]]:
     """Fields that are observed as they are, with the distribution that they must fit."""
     found = []
     for _, site in sample_sites(traces.model):
-        if site["is_observed"] and not isinstance(site["fn"], _Subsample):
+        if site["is_observed"]:
             found += [(field, site["fn"]) for field, v in batch.items() if v is site["value"]]
     return found
 
 
 def _check_support(name: str, value: Tensor, fn: Any, where: str) -> None:
-    try:
-        support = fn.support
-    except NotImplementedError:
+    support = known_support(fn)
+    if support is None:
         return
     for start in range(0, len(value), 4096):
         part = value[start : start + 4096]
@@ -220,7 +219,7 @@ def _check_support(name: str, value: Tensor, fn: Any, where: str) -> None:
         ok = ok.reshape(len(part), -1).all(-1)
         if not bool(ok.all()):
             index = start + int((~ok).nonzero()[0])
-            kind = type(getattr(fn, "base_dist", fn)).__name__
+            kind = family(fn)
             raise PplError(
                 f"{where}: field {name!r} at index {index} is outside the support of the model's "
                 f"{kind} at site {name!r} (values from {float(value[index].min()):g} to "

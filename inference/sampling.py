@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.devices import isolated_rng
 from inference.elbo.base import run_traces, sample_sites
+from inference.sites import known_mean
 from inference.weights import evaluation_mode
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, as_program
@@ -22,12 +23,8 @@ DRAWS = ("mean", "sample")
 
 def _value(site: Any, draw: str) -> Tensor:
     """A site's mean where it has one and it was asked for, else its value."""
-    if draw == "sample":
-        return site["value"]
-    try:
-        return site["fn"].mean
-    except (NotImplementedError, AttributeError):
-        return site["value"]
+    mean = known_mean(site["fn"]) if draw == "mean" else None
+    return site["value"] if mean is None else mean
 
 
 def _check(draw: str) -> None:

@@ -27,11 +27,9 @@ from inference.data.transforms import dequantize as dequantize_data
 from ppl_models.errors import PplError, UnknownNameError
 
 SOURCES: dict[str, Source] = {
-    "digits": Source(digits, "1,797 digits, 1×8×8, labels; embedded (scikit-learn)", "normal*"),
-    "mnist5k": Source(mnist5k, "5,000 MNIST digits, 1×28×28, labels; embedded", "normal*"),
-    "binarized_mnist": Source(
-        binarized_mnist, "MNIST in its fixed binarization, 1×28×28", "bernoulli"
-    ),
+    "digits": Source(digits, "1,797 digits, 1×8×8, labels; embedded (scikit-learn)"),
+    "mnist5k": Source(mnist5k, "5,000 MNIST digits, 1×28×28, labels; embedded"),
+    "binarized_mnist": Source(binarized_mnist, "MNIST in its fixed binarization, 1×28×28"),
 }
 """Data sets that are not torchvision's."""
 

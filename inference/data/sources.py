@@ -39,7 +39,6 @@ class Source:
 
     load: Callable[[Path], DataSet]
     summary: str
-    likelihoods: str
 
 
 def bytes_to_unit(images: np.ndarray | Tensor) -> Tensor:
