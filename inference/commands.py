@@ -44,7 +44,9 @@ def list_all() -> Numbers:
             "FILE.npy, FILE.npz, FOLDER": "your own arrays or images",
         },
         "estimators": {
-            n: f"{e.objective}; {e.latents} latents; {e.reference}" for n, e in ESTIMATORS.items()
+            n: f"{e.objective}; latents: {e.latents}; bias: {e.bias}; particles: "
+            f"{e.min_particles}+; {e.reference}"
+            for n, e in ESTIMATORS.items()
         },
     }
 

@@ -15,13 +15,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.densities import data_plate, densities_of, is_local
-from inference.elbo import AnalyticKL
-from inference.elbo.base import Traces, run_traces, sample_sites
+from inference.elbo import AnalyticKL, Enumerate, Estimator, LeaveOneOut
+from inference.elbo.traces import Traces, run_traces, sample_sites
 from inference.priming import enumerates, pixel_hint, prime
 from inference.sites import family, known_support
 from inference.step import check_gradients, check_ownership, trainable
@@ -156,28 +155,25 @@ def check_supports(subject: Subject) -> str:
     return "values are in the model's supports"
 
 
-def _estimator(traces: Traces) -> ELBO:
+def _estimator(traces: Traces) -> Estimator:
     if enumerates(traces):
-        return TraceEnum_ELBO()
+        return Enumerate()
     reparameterized = all(site["fn"].has_rsample for _, site in sample_sites(traces.guide))
-    return AnalyticKL() if reparameterized else TraceGraph_ELBO()
+    return AnalyticKL() if reparameterized else LeaveOneOut(num_particles=2)
 
 
 def check_every_gradient(subject: Subject) -> str:
     """A gradient reaches every parameter, and the loss depends on no parameter besides."""
     program = subject.program.train()
-    estimator: Any = _estimator(subject.traces)
+    estimator = _estimator(subject.traces)
     options = {"num_data": subject.num_data}
     count = len(trainable(program))
     with program.scope():
-        if hasattr(estimator, "differentiable_loss"):
-            loss = estimator.differentiable_loss(
-                program.run_model, program.run_guide, subject.batch, **options
-            )
-            check_ownership(loss, program)
-            loss.backward()
-        else:
-            estimator.loss_and_grads(program.run_model, program.run_guide, subject.batch, **options)
+        loss = estimator.differentiable_loss(
+            program.run_model, program.run_guide, subject.batch, **options
+        )
+        check_ownership(loss, program)
+        loss.backward()
     check_gradients(program)
     for name, parameter in program.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):

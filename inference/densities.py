@@ -16,7 +16,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from inference.elbo.base import Site, Traces, sample_sites
+from inference.elbo.traces import Site, Traces, sample_sites
 from inference.sites import known_mean, known_support
 from ppl_models.errors import ProgramError
 

@@ -12,7 +12,7 @@ import pyro
 import torch
 from lightning_fabric import Fabric
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoint
 from inference.data.dataset import DataSet
@@ -22,7 +22,7 @@ from inference.progress import Progress
 from inference.runs import versions
 from inference.settings import FIXED_ON_RESUME, Settings
 from inference.signals import StopRequest, TrainingInterrupted
-from inference.step import NonFiniteLossError, SVIStep, trainable
+from inference.step import NonFiniteLossError, SVIStep, trained
 from inference.validation import Validator
 from inference.weights import batch_size
 from ppl_models.errors import PplError
@@ -81,7 +81,8 @@ class TrainingLoop:
         self.progress = progress
         self.num_data = len(data.train)
         self.batches_per_epoch = math.ceil(self.num_data / settings.batch_size)
-        self.optimizer = settings.make_optimizer(trainable(program))
+        self.estimator = estimator
+        self.optimizer = settings.make_optimizer(trained(program, estimator))
         num_steps = settings.epochs * self.batches_per_epoch
         self.schedule = settings.make_schedule(self.optimizer, num_steps)
         self.kl_warmup = KLWarmup(round(settings.kl_warmup * self.batches_per_epoch))
@@ -199,9 +200,14 @@ class TrainingLoop:
             first, *others = (self.run_dir / "checkpoints" / name for name in names or (LAST,))
             save_checkpoint(first, self._state(), *others)
 
+    def _estimator_state(self) -> nn.Module:
+        """What the estimator keeps from step to step; nothing, for one of Pyro's."""
+        return getattr(self.estimator, "state", nn.Module())
+
     def _state(self) -> dict[str, Any]:
         return {
             "program": self.program.state_dict(),
+            "estimator": self._estimator_state().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "position": asdict(self.at),
@@ -221,6 +227,7 @@ class TrainingLoop:
         state = load_checkpoint(path)
         _check_same_run(state, self.settings, self.num_data, path)
         load_parameters(self.program, state, path)
+        self._estimator_state().load_state_dict(state.get("estimator", {}))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])

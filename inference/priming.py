@@ -15,7 +15,8 @@ from torch import Tensor
 from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
 from inference.densities import data_plate, has_global_latents, is_local
-from inference.elbo.base import Traces, check_traces, run_traces, sample_sites
+from inference.elbo.checks import check_traces
+from inference.elbo.traces import Traces, run_traces, sample_sites
 from inference.sites import family, known_support
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe

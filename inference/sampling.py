@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.devices import isolated_rng
-from inference.elbo.base import run_traces, sample_sites
+from inference.elbo.traces import run_traces, sample_sites
 from inference.sites import known_mean
 from inference.weights import evaluation_mode
 from ppl_models.errors import PplError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from inference.devices import rng_state, set_rng_state
-from inference.elbo.base import run_traces, sample_sites, scaled_log_prob
+from inference.elbo.traces import run_traces, sample_sites, scaled_log_prob
 from inference.handlers import KLWeight
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
@@ -53,7 +53,7 @@ class SVIStep:
         self.kl_weight = kl_weight
         self.num_data = num_data
         self.clip_grad_norm = clip_grad_norm
-        self.parameters = trainable(program)
+        self.parameters = trained(program, estimator)
         self._model = self._weighed(program.run_model)
         self._guide = self._weighed(program.run_guide)
         self._checked = False
@@ -109,7 +109,7 @@ class SVIStep:
                 return torch.as_tensor(loss / count)
             loss = estimator.differentiable_loss(self._model, self._guide, batch) / count
         if not self._checked:
-            check_ownership(loss, self.program)
+            check_ownership(loss, self.program, self.parameters)
         loss.backward()
         return loss.detach()
 
@@ -178,6 +178,15 @@ def trainable(program: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def trained(program: nn.Module, estimator: ELBO) -> list[nn.Parameter]:
+    """The parameters to train: the program's, and those of the estimator's baselines.
+
+    Raises:
+        ProgramError: the program has none.
+    """
+    return [*trainable(program), *getattr(estimator, "state", nn.Module()).parameters()]
+
+
 def check_gradients(program: nn.Module) -> None:
     """Refuse a trainable parameter without a gradient.
 
@@ -194,13 +203,18 @@ def check_gradients(program: nn.Module) -> None:
         )
 
 
-def check_ownership(loss: Tensor, program: nn.Module) -> None:
+def check_ownership(loss: Tensor, program: nn.Module, others: Iterable[nn.Parameter] = ()) -> None:
     """Refuse a loss that depends on a parameter which the program does not hold.
+
+    Args:
+        loss: before its backward pass.
+        program: whose parameters are trained.
+        others: parameters that are trained beside them.
 
     Raises:
         ProgramError: naming its shape, and how to hand the module over.
     """
-    owned = {id(p) for p in program.parameters()}
+    owned = {id(p) for p in (*program.parameters(), *others)}
     foreign = [p for p in _leaves(loss) if isinstance(p, nn.Parameter) and id(p) not in owned]
     if foreign:
         shapes = ", ".join(str(tuple(p.shape)) for p in foreign[:5])

@@ -15,7 +15,9 @@ from inference.data.dataset import DataSet, as_dataset
 from inference.densities import has_global_latents
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
-from inference.elbo.base import require_enumeration, set_plate_nesting
+from inference.elbo.base import Estimator, plate_depth, set_plate_nesting
+from inference.elbo.checks import require_enumeration
+from inference.elbo.traces import Traces
 from inference.loop import LAST, TrainingLoop
 from inference.metrics import MetricsFile
 from inference.priming import (
@@ -29,9 +31,10 @@ from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
 from inference.validation import Validator
+from inference.vectorize import can_vectorize
 from inference.weights import batch_size as batch_size_of
 from ppl_models.errors import PplError
-from ppl_models.program import Program, as_program
+from ppl_models.program import Batch, Program, as_program
 
 
 @dataclass(repr=False)
@@ -95,8 +98,9 @@ def fit(
         program: any object with ``model`` and ``guide``; see ``docs/adding_a_model.md``.
         data: a data set of :func:`inference.load_data`, or tensors (N, ...): one array, or a
             dict of fields, split 80/10/10 at random.
-        estimator: a name of ``inference.elbo.ESTIMATORS`` or any ``pyro.infer.ELBO`` object.
-        num_particles: draws per datum and step, for an estimator given by name.
+        estimator: a name of :func:`inference.estimators` or any ``pyro.infer.ELBO`` object.
+        num_particles: draws per datum and step, for an estimator given by name; taken in one
+            pass where the program gives the same densities in an outermost plate.
         optimizer: a name of ``torch.optim``, or a function from parameters to an optimizer.
         learning_rate: for an optimizer given by name.
         lr_schedule: ``constant``, ``cosine`` or ``linear`` (both decay to 0), or a function from
@@ -203,14 +207,11 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
-    estimator = make_estimator(settings.estimator, settings.num_particles)
     enumerated = enumerates(traces)
     rows = batch_size_of(batch)
-    if enumerated:
-        require_enumeration(estimator)
-    elif settings.batch_size < num_data:
+    if not enumerated and settings.batch_size < num_data:
         check_plate_size(traces, wrapped, rows, num_data)
-    set_plate_nesting(estimator, traces)
+    estimator = _estimator(settings, wrapped, traces, batch, num_data)
     shared_draws = not enumerated and has_global_latents(traces, rows)
     validator = Validator(
         placed.valid,
@@ -221,6 +222,24 @@ def _prepare(
     )
     bar = Progress(num_data * settings.epochs, progress)
     return TrainingLoop(wrapped, placed, settings, estimator, fabric, validator, folder, bar)
+
+
+def _estimator(
+    settings: Settings, program: Program, traces: Traces, batch: Batch, num_data: int
+) -> ELBO:
+    """The estimator, which has seen the program and can serve it."""
+    estimator = make_estimator(settings.estimator, settings.num_particles)
+    if enumerates(traces):
+        require_enumeration(estimator)
+    if not isinstance(estimator, Estimator):
+        set_plate_nesting(estimator, traces)
+        return estimator
+    if isinstance(settings.estimator, str) and settings.num_particles > 1:
+        estimator.vectorize_particles = can_vectorize(program, batch, num_data, plate_depth(traces))
+    estimator.prepare(traces)
+    placed = next(iter(batch.values())).device
+    estimator.state.to(placed)
+    return estimator
 
 
 def _take_up(loop: TrainingLoop, folder: Path, resume: bool) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import SiteDensities, densities_of, stack
-from inference.elbo.base import run_traces
+from inference.elbo.traces import run_traces
 from ppl_models.program import Batch, Program, as_program
 
 

@@ -31,7 +31,12 @@ from torch import Tensor, nn
 from torch.distributions import transform_to
 
 from ppl_models.errors import ProgramError
-from ppl_models.param_scope import has_random_attributes, is_pyro_method, params_owned_by
+from ppl_models.param_scope import (
+    ProgramStore,
+    has_random_attributes,
+    is_pyro_method,
+    params_owned_by,
+)
 
 Batch = Mapping[str, Tensor]
 
@@ -302,6 +307,11 @@ def as_program(thing: object) -> Program:
 
 _WRAPPER = "_ppl_program"
 """Where an object keeps its Program, which holds its ``pyro.param``s: every call finds them."""
+
+
+def within_a_program() -> bool:
+    """Whether ``pyro.param`` statements are now served by a program, in its :meth:`scope`."""
+    return isinstance(pyro.get_param_store(), ProgramStore)
 
 
 def auxiliary_loss(name: str, value: Tensor) -> None:

@@ -3,29 +3,87 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
+import pandas as pd
 from pyro.infer import ELBO
 
 from inference.elbo.analytic_kl import AnalyticKL
 from inference.elbo.base import Estimator
+from inference.elbo.decaying_average import DecayingAverage
+from inference.elbo.disarm import DisARM
+from inference.elbo.doubly_reparameterized import DoublyReparameterized
+from inference.elbo.enumerate import Enumerate
+from inference.elbo.gumbel_softmax import GumbelSoftmax, StraightThrough
+from inference.elbo.handlers import score_function
+from inference.elbo.iwae import IWAE
+from inference.elbo.leave_one_out import LeaveOneOut
+from inference.elbo.neural_baseline import NeuralBaseline
 from inference.elbo.pathwise import Pathwise
+from inference.elbo.rao_blackwellized import RaoBlackwellized
+from inference.elbo.rebar import Rebar
+from inference.elbo.relax import Relax
+from inference.elbo.reweighted_wake_sleep import ReweightedWakeSleep
+from inference.elbo.score import ScoreFunction
+from inference.elbo.sticking_the_landing import StickingTheLanding
+from inference.elbo.vimco import VIMCO
 from ppl_models.errors import PplError, UnknownNameError
 
-ESTIMATORS: dict[str, type[Estimator]] = {cls.name: cls for cls in (AnalyticKL, Pathwise)}
+ESTIMATORS: dict[str, type[Estimator]] = {
+    cls.name: cls
+    for cls in (
+        Pathwise,
+        AnalyticKL,
+        StickingTheLanding,
+        ScoreFunction,
+        RaoBlackwellized,
+        DecayingAverage,
+        NeuralBaseline,
+        LeaveOneOut,
+        Enumerate,
+        DisARM,
+        Rebar,
+        Relax,
+        GumbelSoftmax,
+        StraightThrough,
+        IWAE,
+        DoublyReparameterized,
+        VIMCO,
+        ReweightedWakeSleep,
+    )
+}
 """Every estimator of this package, by the name that ``fit`` takes."""
 
 
-def make_estimator(estimator: str | ELBO, num_particles: int = 1) -> ELBO:
+def estimators() -> pd.DataFrame:
+    """The estimators that there are, as a table.
+
+    Returns:
+        One row an estimator, by name: objective (of the loss), latents that it serves, bias of
+        its gradient, least number of particles, reference.
+
+    Example:
+        >>> estimators().loc["iwae", "objective"]
+        'K-sample bound'
+    """
+    columns = ["objective", "latents", "bias", "min_particles", "reference"]
+    rows = {name: [getattr(cls, c) for c in columns] for name, cls in ESTIMATORS.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename_axis("estimator")
+
+
+def make_estimator(estimator: str | ELBO, num_particles: int = 1, **options: Any) -> ELBO:
     """An estimator from its name; an object of Pyro's or of the user's is taken as it is.
 
     Args:
         estimator: a name of ``ESTIMATORS``, the import path of a class such as
             ``pyro.infer.TraceGraph_ELBO``, or any ``pyro.infer.ELBO`` object.
         num_particles: draws per step, for an estimator given by name.
+        **options: further arguments of the class, for an estimator given by name.
 
     Raises:
         UnknownNameError: no estimator has that name.
-        PplError: the object is no ``pyro.infer.ELBO``.
+        PplError: the object is no ``pyro.infer.ELBO``, or needs more particles.
     """
     if isinstance(estimator, ELBO):
         return estimator
@@ -34,8 +92,8 @@ def make_estimator(estimator: str | ELBO, num_particles: int = 1) -> ELBO:
             f"estimator must be a name or a pyro.infer.ELBO object, not {estimator!r}"
             + (" (the class: call it)" if isinstance(estimator, type) else "")
         )
-    cls = ESTIMATORS.get(estimator) or _import_estimator(estimator)
-    return cls(num_particles=num_particles)
+    cls: Any = ESTIMATORS.get(estimator) or _import_estimator(estimator)
+    return cls(num_particles=num_particles, **options)
 
 
 def _import_estimator(path: str) -> type[ELBO]:
@@ -51,4 +109,6 @@ def _import_estimator(path: str) -> type[ELBO]:
     return cls
 
 
-__all__ = ["ESTIMATORS", "AnalyticKL", "Estimator", "Pathwise", "make_estimator"]
+__all__ = ["ESTIMATORS", "Estimator", "estimators", "make_estimator", "score_function"] + [
+    cls.__name__ for cls in ESTIMATORS.values()
+]

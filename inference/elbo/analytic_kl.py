@@ -9,17 +9,12 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.elbo.base import (
-    Estimator,
-    Site,
-    Traces,
-    require_reparameterized,
-    sample_sites,
-    scaled_log_prob,
-)
+from inference.elbo.checks import require_reparameterized
+from inference.elbo.pathwise import Reparameterized
+from inference.elbo.traces import Site, Traces, sample_sites, scaled_log_prob
 
 
-class AnalyticKL(Estimator):
+class AnalyticKL(Reparameterized):
     """E_q[log p(x | z)] − KL(q(z) ‖ p(z)), site by site.
 
     A site's KL is taken in closed form where that is right: there is a formula, and everything
@@ -32,7 +27,6 @@ class AnalyticKL(Estimator):
     """
 
     name: ClassVar[str] = "analytic_kl"
-    latents: ClassVar[str] = "continuous"
     reference: ClassVar[str] = "Kingma & Welling 2014, arXiv:1312.6114, eq. 7"
 
     def particle_elbo(self, traces: Traces) -> Tensor:

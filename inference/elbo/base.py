@@ -3,72 +3,54 @@
 An estimator is a ``pyro.infer.ELBO``: it works in stock ``pyro.infer.SVI`` and in
 :func:`inference.fit`. Its objective is a pure function of the guide's and the model's trace,
 as one tensor, and reads no tensor's value in Python, so that a whole step can be traced.
+
+Shapes: K particles.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
+import pyro
 import torch
-from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.subsample_messenger import _Subsample
-from pyro.util import check_model_guide_match, check_site_shape
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
-from ppl_models.errors import ProgramError
-
-Site = Mapping[str, Any]
-
-
-class Traces(NamedTuple):
-    """One run of the guide and of the model replayed against it."""
-
-    model: poutine.Trace
-    guide: poutine.Trace
-
-
-def run_traces(
-    model: Callable[..., Any], guide: Callable[..., Any], args: Sequence[Any], kwargs: Any
-) -> Traces:
-    """Trace the guide, then the model with the guide's values."""
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    replayed = poutine.replay(model, trace=guide_trace)
-    return Traces(poutine.trace(replayed).get_trace(*args, **kwargs), guide_trace)
-
-
-def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace, without those by which plates record their subsample."""
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
-            yield name, site
-
-
-def scaled_log_prob(site: Site) -> Tensor:
-    """Log density of a site's value, with the site's scale and mask: batch shape."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, site["scale"], site["mask"])
+from inference.elbo.checks import check_traces
+from inference.elbo.traces import PARTICLES, Traces, run_traces, sample_sites, site_names
+from ppl_models.errors import PplError
+from ppl_models.program import within_a_program
 
 
 class Estimator(ELBO):
-    """Base class: subclasses say what one pair of traces contributes to the objective.
+    """Base class: subclasses say what the traces of K particles contribute to the objective.
 
     Args:
-        num_particles: draws from the guide per step.
+        num_particles: K, draws from the guide per step.
         vectorize_particles: take them in one pass, through an outermost plate.
-        max_plate_nesting: as in Pyro; guessed from the first run when left out.
+        max_plate_nesting: as in Pyro; read off the first run when left out.
+
+    Raises:
+        PplError: fewer particles than the estimator needs.
     """
 
     name: ClassVar[str]
     """The name that ``fit(..., estimator=)`` takes."""
     objective: ClassVar[str] = "ELBO"
+    """What the loss is an estimate of (its negative)."""
+    target: ClassVar[str] = "ELBO"
+    """Whose gradient it estimates."""
     latents: ClassVar[str]
-    """Which latents it serves: continuous, discrete or both."""
+    """Which latents it serves."""
+    bias: ClassVar[str] = "none"
+    """Of the gradient, against that of the target."""
+    min_particles: ClassVar[int] = 1
     reference: ClassVar[str]
+    sums_out: ClassVar[bool] = False
+    """Whether it serves latents that the guide leaves out."""
 
     def __init__(
         self,
@@ -77,30 +59,102 @@ class Estimator(ELBO):
         vectorize_particles: bool = False,
         max_plate_nesting: float = float("inf"),
     ) -> None:
+        if num_particles < self.min_particles:
+            raise PplError(
+                f"estimator {self.name!r} needs at least {self.min_particles} particles, got "
+                f"num_particles={num_particles}: {self._why_particles()}"
+            )
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
         )
+        self.state = nn.Module()
+        """What it keeps from step to step: baselines and the like. Trained with the program."""
+        self._given_nesting: float = self.max_plate_nesting
+        self._seen: tuple[str, ...] | None = None
+
+    def _why_particles(self) -> str:
+        return "each particle's baseline is the mean of the others"
 
     @abstractmethod
-    def particle_elbo(self, traces: Traces) -> Tensor:
-        """The objective that one pair of traces gives (a scalar; higher is better).
+    def surrogate(self, runs: list[Traces]) -> Tensor:
+        """The objective (a scalar; higher is better), whose gradient is the estimate.
 
-        With vectorized particles this is the sum over them.
+        Args:
+            runs: one a particle, or a single one with the particles' plate outermost.
         """
 
+    def check(self, traces: Traces) -> None:
+        """Refuse a program that it cannot serve.
+
+        Raises:
+            ProgramError: naming the site, why, and what to use instead.
+        """
+
+    def prepare(self, traces: Traces) -> None:
+        """Take in a program's structure, before the first step.
+
+        Args:
+            traces: of a plain run, without vectorized particles.
+
+        Raises:
+            ProgramError: it cannot serve the program.
+        """
+        self.check(traces)
+        self.max_plate_nesting = self._given_nesting
+        set_plate_nesting(self, traces)
+        self._seen = site_names(traces)
+
+    def run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
+        """One run of guide and model, as the estimator wants them drawn."""
+        return run_traces(model, guide, args, kwargs)
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
-        traces = run_traces(model, guide, args, kwargs)
-        if is_validation_enabled():
+        traces = self.run(model, guide, args, kwargs)
+        if is_validation_enabled() and not self.sums_out:
             check_traces(traces, self.max_plate_nesting)
         return traces
 
+    @property
+    def vectorized(self) -> bool:
+        """Whether particles are taken in one pass."""
+        return self.vectorize_particles and self.num_particles > 1
+
+    def draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Traces]:
+        """Runs of all particles: one a particle, or a single vectorized one."""
+        if not self.vectorized:
+            return [self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)]
+        over_particles = pyro.plate(PARTICLES, self.num_particles, dim=-int(self.max_plate_nesting))
+        return [self._get_trace(over_particles(model), over_particles(guide), args, kwargs)]
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−objective, with auxiliary losses, as a scalar that backpropagates; nats per batch."""
-        elbos = [self.particle_elbo(t) for t in self._get_traces(model, guide, args, kwargs)]
-        total = sum(elbos[1:], elbos[0])
-        return -total if self.num_particles == 1 else -total / self.num_particles
+        if self._seen is None:
+            self._look(model, guide, args, kwargs)
+        runs = self.draw(model, guide, args, kwargs)
+        if site_names(runs[0]) != self._seen:  # another program, or one of changing structure
+            plan = self.plan()
+            self._look(model, guide, args, kwargs)
+            if self.plan() != plan:
+                runs = self.draw(model, guide, args, kwargs)
+        self._announce()
+        return -self.surrogate(runs)
+
+    def plan(self) -> tuple[Any, ...]:
+        """What it took from the program's structure for the way it draws."""
+        return (self.max_plate_nesting,)
+
+    def _look(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
+        """Prepare from a run of its own, which leaves no trace: no draw, no gradient, no graph."""
+        with forked_rng(), torch.no_grad(), disable_proxy_modes_tracing():
+            self.prepare(run_traces(model, guide, args, kwargs))
+
+    def _announce(self) -> None:
+        """Tell stock ``pyro.infer.SVI`` of the parameters in ``state``; ``fit`` knows them."""
+        if not within_a_program():
+            for name, parameter in self.state.named_parameters():
+                pyro.param(f"{self.name}_{id(self)}.{name}", parameter)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, as Pyro's ``SVI.evaluate_loss`` wants it."""
@@ -115,39 +169,10 @@ class Estimator(ELBO):
         return float(loss.detach())
 
 
-def check_traces(traces: Traces, max_plate_nesting: float = float("inf")) -> None:
-    """Refuse a model and guide that do not match.
-
-    Raises:
-        ProgramError: a latent of the model is missing from the guide.
-    """
-    in_guide = {name for name, _ in sample_sites(traces.guide)}
-    for name, site in sample_sites(traces.model):
-        if not site["is_observed"] and name not in in_guide:
-            raise ProgramError(
-                f"latent site {name!r} of the model is not in the guide (which has "
-                f"{sorted(in_guide) or 'no sites'}). Sample it in the guide, or observe it "
-                "with obs=."
-            )
-    check_weights_agree(traces)
-    check_model_guide_match(traces.model, traces.guide, max_plate_nesting)
-    for trace in traces:
-        trace.compute_log_prob()
-        for _, site in sample_sites(trace):
-            check_site_shape(site, max_plate_nesting)
-
-
-def require_enumeration(estimator: ELBO) -> None:
-    """Refuse an estimator that cannot sum out a latent which the guide leaves out.
-
-    Raises:
-        ProgramError: naming one that can.
-    """
-    if not isinstance(estimator, TraceEnum_ELBO):
-        raise ProgramError(
-            "the model has enumerated latents, which the guide leaves out; they need an estimator "
-            "that sums them out: pyro.infer.TraceEnum_ELBO"
-        )
+def forked_rng() -> Any:
+    """Within, draws leave torch's generators as they were."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices)
 
 
 def set_plate_nesting(estimator: ELBO, traces: Traces) -> None:
@@ -157,6 +182,12 @@ def set_plate_nesting(estimator: ELBO, traces: Traces) -> None:
     """
     if estimator.max_plate_nesting < float("inf"):
         return
+    vectorized = estimator.vectorize_particles and estimator.num_particles > 1
+    estimator.max_plate_nesting = plate_depth(traces) + vectorized
+
+
+def plate_depth(traces: Traces) -> int:
+    """How many plates stand in one another."""
     dims = [
         frame.dim
         for trace in traces
@@ -164,44 +195,9 @@ def set_plate_nesting(estimator: ELBO, traces: Traces) -> None:
         for frame in site["cond_indep_stack"]
         if frame.vectorized
     ]
-    vectorized = estimator.vectorize_particles and estimator.num_particles > 1
-    estimator.max_plate_nesting = max((-d for d in dims), default=0) + vectorized
+    return max((-d for d in dims), default=0)
 
 
-def check_weights_agree(traces: Traces) -> None:
-    """Refuse a latent whose scale (plates, ``poutine.scale``) or mask differs in the guide.
-
-    Raises:
-        ProgramError: naming the site; log p and log q would be weighed differently.
-    """
-    for name, site in sample_sites(traces.model):
-        guide_site = traces.guide.nodes.get(name)
-        if site["is_observed"] or guide_site is None:
-            continue
-        ours, theirs = (float(torch.as_tensor(s["scale"])) for s in (site, guide_site))
-        if ours != theirs:
-            raise ProgramError(
-                f"latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the "
-                "guide, so its KL term would be no KL. Use the same plate sizes (num_data) and "
-                "poutine.scale in both."
-            )
-        if (site["mask"] is None) != (guide_site["mask"] is None):
-            raise ProgramError(
-                f"latent site {name!r} is masked in the model or the guide alone; mask it in both"
-            )
-
-
-def require_reparameterized(name: str, site: Site, estimator: str) -> None:
-    """Refuse a guide site whose draws carry no gradient.
-
-    Raises:
-        ProgramError: the site's distribution has no ``rsample``.
-    """
-    if not site["fn"].has_rsample:
-        kind = type(site["fn"]).__name__
-        raise ProgramError(
-            f"estimator {estimator!r} needs reparameterized draws, but guide site {name!r} is "
-            f"{kind}, which has no rsample: its gradient would be silently wrong. Use an "
-            "estimator for discrete latents, such as pyro.infer.TraceGraph_ELBO() (score "
-            "function) or pyro.infer.TraceEnum_ELBO() (enumeration)."
-        )
+def value_neutral(term: Tensor) -> Tensor:
+    """A term that has the gradient of ``term`` and the value zero."""
+    return term - term.detach()

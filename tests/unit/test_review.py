@@ -71,7 +71,7 @@ def test_a_mask_on_one_side_is_refused():
 
 def test_enumerated_latents_need_an_estimator_that_sums():
     for estimator in ("analytic_kl", "pathwise"):
-        with pytest.raises(ProgramError, match="TraceEnum_ELBO"):
+        with pytest.raises(ProgramError, match="sums them out: 'enumerate'"):
             fit(EnumeratedMixture(), X, estimator=estimator, **QUICK)
 
 

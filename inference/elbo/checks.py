@@ -1,0 +1,138 @@
+"""What an estimator refuses, and what to do about it."""
+
+from __future__ import annotations
+
+import torch
+from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.util import check_model_guide_match, check_site_shape
+
+from inference.elbo.traces import Site, Traces, sample_sites
+from inference.sites import family
+from ppl_models.errors import ProgramError
+
+ELBO_FOR_DISCRETE = (
+    "'leave_one_out' (any latents, two particles or more), 'score_function', or 'enumerate' (few "
+    "states)"
+)
+BOUND_FOR_DISCRETE = "'vimco' (the same bound for any latents) or 'reweighted_wake_sleep'"
+
+
+def check_traces(traces: Traces, max_plate_nesting: float = float("inf")) -> None:
+    """Refuse a model and guide that do not match.
+
+    Raises:
+        ProgramError: a latent of the model is missing from the guide.
+    """
+    in_guide = {name for name, _ in sample_sites(traces.guide)}
+    for name, site in sample_sites(traces.model):
+        if not site["is_observed"] and name not in in_guide:
+            raise ProgramError(
+                f"latent site {name!r} of the model is not in the guide (which has "
+                f"{sorted(in_guide) or 'no sites'}). Sample it in the guide, or observe it "
+                "with obs=; a discrete one can be marked infer={'enumerate': 'parallel'} instead, "
+                "and summed out by the estimator 'enumerate'."
+            )
+    check_weights_agree(traces)
+    check_model_guide_match(traces.model, traces.guide, max_plate_nesting)
+    for trace in traces:
+        trace.compute_log_prob()
+        for _, site in sample_sites(trace):
+            check_site_shape(site, max_plate_nesting)
+
+
+def check_weights_agree(traces: Traces) -> None:
+    """Refuse a latent whose scale (plates, ``poutine.scale``) or mask differs in the guide.
+
+    Raises:
+        ProgramError: naming the site; log p and log q would be weighed differently.
+    """
+    for name, site in sample_sites(traces.model):
+        guide_site = traces.guide.nodes.get(name)
+        if site["is_observed"] or guide_site is None:
+            continue
+        ours, theirs = (float(torch.as_tensor(s["scale"])) for s in (site, guide_site))
+        if ours != theirs:
+            raise ProgramError(
+                f"latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the "
+                "guide, so its KL term would be no KL. Use the same plate sizes (num_data) and "
+                "poutine.scale in both."
+            )
+        if (site["mask"] is None) != (guide_site["mask"] is None):
+            raise ProgramError(
+                f"latent site {name!r} is masked in the model or the guide alone; mask it in both"
+            )
+
+
+def require_reparameterized(
+    name: str, site: Site, estimator: str, instead: str = ELBO_FOR_DISCRETE
+) -> None:
+    """Refuse a guide site whose draws carry no gradient.
+
+    Args:
+        name: of the site.
+        site: of the guide.
+        estimator: its name.
+        instead: what serves such a site.
+
+    Raises:
+        ProgramError: the site's distribution has no ``rsample``.
+    """
+    if not site["fn"].has_rsample:
+        raise ProgramError(
+            f"estimator {estimator!r} needs reparameterized draws, but guide site {name!r} is "
+            f"{family(site['fn'])}, which has no rsample: its gradient would be silently wrong. "
+            f"Use {instead}."
+        )
+
+
+def check_reparameterized(traces: Traces, estimator: str, instead: str = ELBO_FOR_DISCRETE) -> None:
+    """Refuse a guide that is not reparameterized throughout.
+
+    Args:
+        traces: of the program.
+        estimator: its name.
+        instead: what serves other sites.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    for name, site in sample_sites(traces.guide):
+        require_reparameterized(name, site, estimator, instead)
+
+
+def check_no_subsampled_joint(traces: Traces, estimator: str) -> None:
+    """Refuse a K-sample bound over latents that stand outside a subsampled plate.
+
+    Raises:
+        ProgramError: with a minibatch's scale inside its logarithm it would be no bound.
+    """
+    latent = {name: _plates(site) for name, site in sample_sites(traces.guide)}
+    for _, site in sample_sites(traces.model):
+        for frame in site["cond_indep_stack"]:
+            if (frame.full_size or frame.size) == frame.size or not frame.vectorized:
+                continue
+            outside = [name for name, plates in latent.items() if frame.name not in plates]
+            if outside:
+                raise ProgramError(
+                    f"estimator {estimator!r} weighs a whole data set at once where a latent "
+                    f"({outside[0]!r}) stands outside the plate {frame.name!r}; of a minibatch of "
+                    "it, its objective would be no bound. Train with one batch of all data, or use "
+                    "an estimator of the ELBO, such as 'pathwise' or 'leave_one_out'."
+                )
+
+
+def _plates(site: Site) -> set[str]:
+    return {frame.name for frame in site["cond_indep_stack"]}
+
+
+def require_enumeration(estimator: ELBO) -> None:
+    """Refuse an estimator that cannot sum out a latent which the guide leaves out.
+
+    Raises:
+        ProgramError: naming one that can.
+    """
+    if not isinstance(estimator, TraceEnum_ELBO) and not getattr(estimator, "sums_out", False):
+        raise ProgramError(
+            "the model has enumerated latents, which the guide leaves out; they need an estimator "
+            "that sums them out: 'enumerate'"
+        )
