@@ -1,7 +1,8 @@
 """Inference for any Pyro program: training, evaluation, checkpoints, pictures."""
 
+from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
-from inference.elbo import ESTIMATORS
+from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.evaluation import Evaluation, evaluate
 from inference.svi import FitResult, fit
 from inference.weights import log_weights
@@ -11,9 +12,13 @@ __all__ = [
     "DataSet",
     "Evaluation",
     "FitResult",
+    "compare_estimators",
+    "estimators",
     "evaluate",
     "fit",
     "from_tensors",
     "load_data",
     "log_weights",
+    "score_function",
+    "train_compare",
 ]

@@ -15,10 +15,11 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from inference import commands
+from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
 from inference.report import format_number
-from inference.runs import FROM_DATA
+from inference.runs import FROM_DATA, options_for
 from inference.settings import SCHEDULES
 from inference.signals import TrainingInterrupted
 from inference.svi import fit
@@ -44,6 +45,8 @@ USAGE = """usage: ppl COMMAND ...
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
   ppl reconstruct RUN                         data beside their reconstructions
+  ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
+  ppl compare --checkpoint RUN [--out DIR]    the same before and after a run's training
   ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
 
 MODEL is a name of `ppl list`, package.module:Name, or file.py:Name. Every command takes --json
@@ -195,6 +198,19 @@ def _check(argv: list[str]) -> Any:
     return commands.check(_plain(parser.parse(argv)))
 
 
+def _compare(argv: list[str]) -> Any:
+    own: set[str | int] = {"config", "overwrite"}
+    if any(word.partition("=")[0] == "--checkpoint" for word in argv):
+        parser = Parser(prog="ppl compare --checkpoint RUN")
+    else:
+        parser, argv = _program_parser("compare", argv)
+        own.add("checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="write over files in --out")
+    parser.add_function_arguments(compare, skip=own)
+    config = _plain(parser.parse(argv))
+    return compare(config, **options_for(compare, config))
+
+
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
     """Without the configuration file's name; a program without options has empty ones."""
     return {"model": {}} | {k: v for k, v in config.items() if k != "config"}
@@ -258,6 +274,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "evaluate": _function_command(commands.evaluate_run, "evaluate"),
     "sample": _function_command(commands.sample_run, "sample"),
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
+    "compare": _compare,
     "check": _check,
 }
 

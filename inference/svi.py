@@ -15,7 +15,7 @@ from inference.data.dataset import DataSet, as_dataset
 from inference.densities import has_global_latents
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
-from inference.elbo.base import Estimator, plate_depth, set_plate_nesting
+from inference.elbo.base import Estimator, set_plate_nesting
 from inference.elbo.checks import require_enumeration
 from inference.elbo.traces import Traces
 from inference.loop import LAST, TrainingLoop
@@ -31,7 +31,7 @@ from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
 from inference.validation import Validator
-from inference.vectorize import can_vectorize
+from inference.vectorize import choose_vectorization
 from inference.weights import batch_size as batch_size_of
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
@@ -234,8 +234,7 @@ def _estimator(
     if not isinstance(estimator, Estimator):
         set_plate_nesting(estimator, traces)
         return estimator
-    if isinstance(settings.estimator, str) and settings.num_particles > 1:
-        estimator.vectorize_particles = can_vectorize(program, batch, num_data, plate_depth(traces))
+    choose_vectorization(estimator, program, batch, traces, num_data)
     estimator.prepare(traces)
     placed = next(iter(batch.values())).device
     estimator.state.to(placed)

@@ -11,10 +11,28 @@ from pyro import poutine
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from inference.elbo.base import forked_rng
+from inference.elbo.base import Estimator, forked_rng, plate_depth
 from inference.elbo.traces import PARTICLES, Traces, log_prob_of, run_traces, sample_sites
 from inference.weights import evaluation_mode
 from ppl_models.program import Batch, Program
+
+
+def choose_vectorization(
+    estimator: Estimator, program: Program, batch: Batch, traces: Traces, num_data: int | None
+) -> None:
+    """Draw an estimator's particles in one pass, if it leaves that open and the program allows it.
+
+    Args:
+        estimator: is changed.
+        program: primed: all its parameters exist.
+        batch: a few data.
+        traces: of the program on them.
+        num_data: size of the training set.
+    """
+    if estimator.vectorize_particles is None:
+        estimator.vectorize_particles = estimator.num_particles > 1 and can_vectorize(
+            program, batch, num_data, plate_depth(traces)
+        )
 
 
 def can_vectorize(program: Program, batch: Batch, num_data: int | None, plates: int) -> bool:

@@ -92,8 +92,10 @@ def make_estimator(estimator: str | ELBO, num_particles: int = 1, **options: Any
             f"estimator must be a name or a pyro.infer.ELBO object, not {estimator!r}"
             + (" (the class: call it)" if isinstance(estimator, type) else "")
         )
-    cls: Any = ESTIMATORS.get(estimator) or _import_estimator(estimator)
-    return cls(num_particles=num_particles, **options)
+    if estimator in ESTIMATORS:
+        options = {"vectorize_particles": None} | options
+        return ESTIMATORS[estimator](num_particles, **options)
+    return _import_estimator(estimator)(num_particles=num_particles, **options)
 
 
 def _import_estimator(path: str) -> type[ELBO]:

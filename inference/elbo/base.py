@@ -30,7 +30,8 @@ class Estimator(ELBO):
 
     Args:
         num_particles: K, draws from the guide per step.
-        vectorize_particles: take them in one pass, through an outermost plate.
+        vectorize_particles: take them in one pass, through an outermost plate; None: where
+            ``fit`` or ``compare_estimators`` find that the program allows it.
         max_plate_nesting: as in Pyro; read off the first run when left out.
 
     Raises:
@@ -56,7 +57,7 @@ class Estimator(ELBO):
         self,
         num_particles: int = 1,
         *,
-        vectorize_particles: bool = False,
+        vectorize_particles: bool | None = False,
         max_plate_nesting: float = float("inf"),
     ) -> None:
         if num_particles < self.min_particles:
@@ -119,7 +120,7 @@ class Estimator(ELBO):
     @property
     def vectorized(self) -> bool:
         """Whether particles are taken in one pass."""
-        return self.vectorize_particles and self.num_particles > 1
+        return bool(self.vectorize_particles) and self.num_particles > 1
 
     def draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Traces]:
         """Runs of all particles: one a particle, or a single vectorized one."""

@@ -23,6 +23,7 @@ from inference.elbo.relaxation import (
     discrete_sites,
     linear_log_prob,
 )
+from inference.elbo.score import total_cost
 from inference.elbo.terms import gather, plates_of, stacked, sum_to, terms_of
 from inference.elbo.traces import Traces, run_model, run_traces, sample_sites
 from ppl_models.errors import PplError, ProgramError
@@ -161,10 +162,13 @@ class Rebar(Estimator):
 
     def surrogate(self, runs: list[Any]) -> Tensor:
         """The ELBO, and the logits times their gradient."""
-        elbo = terms_of(runs, self.max_plate_nesting).elbo(without=[self.site])
+        terms = terms_of(runs, self.max_plate_nesting)
+        elbo = terms.elbo(without=[self.site])
         if not torch.is_grad_enabled():
             return elbo
-        parts = [self._parts(run) for run in runs]
+        costs = total_cost(terms, self.site, self.downstream, [self.site])
+        per_run = [costs] if self.vectorized else costs.split(1)
+        parts = [self._parts(run, cost) for run, cost in zip(runs, per_run, strict=True)]
         eta = self._eta()
         learned = [self.combine(p, eta, run) for p, run in zip(parts, runs, strict=True)]
         for p in parts:
@@ -183,11 +187,9 @@ class Rebar(Estimator):
         eta = -covariance.mean() / control.mean().clamp(min=1e-12)
         return torch.where(control.weight > 0, eta, 1.0)
 
-    def _parts(self, run: Any) -> Parts:
+    def _parts(self, run: Any, at_draw: Tensor) -> Parts:
         coupled = run.coupled
         (soft, soft_run), (cond, cond_run) = run.soft, run.conditional
-        with torch.no_grad():
-            at_draw = self._cost(run, coupled.hard, run)
         at_soft, at_cond = self._cost(run, soft, soft_run), self._cost(run, cond, cond_run)
         of_soft, of_cond = torch.autograd.grad(at_soft.sum() + at_cond.sum(), (soft, cond))
         leaf, score = coupled.leaf(), coupled.score()

@@ -8,12 +8,38 @@ import torch
 from torch import Tensor, nn
 
 from inference.elbo.base import value_neutral
-from inference.elbo.coupling import Coupled
 from inference.elbo.decaying_average import RunningMoments
 from inference.elbo.neural_baseline import features
 from inference.elbo.rebar import Parts, Rebar
+from inference.elbo.relaxation import logits_of
 from inference.elbo.terms import plates_of
 from inference.elbo.traces import Traces
+
+
+class ControlVariate(nn.Module):
+    """r(z, x): one hidden layer, of which the data's part serves all particles.
+
+    Args:
+        event_dim: dimensions of an event of the site.
+        widths: elements of an event, and of a datum (0 for none).
+        hidden_dim: width of the hidden layer.
+    """
+
+    def __init__(self, event_dim: int, widths: tuple[int, int], hidden_dim: int) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+        self.of_value = nn.Linear(widths[0], hidden_dim)
+        self.of_data = nn.Linear(widths[1], hidden_dim, bias=False) if widths[1] else None
+        self.last = nn.Linear(hidden_dim, 1, bias=False)  # a constant is no control variate
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, values: tuple[Tensor, ...], data: Tensor | None) -> list[Tensor]:
+        """Its value at each of the relaxed draws (batch, event), (batch...)."""
+        shift = 0.0 if self.of_data is None or data is None else self.of_data(data)
+        return [self.last((self.of_value(self._flat(v)) + shift).tanh())[..., 0] for v in values]
+
+    def _flat(self, value: Tensor) -> Tensor:
+        return value.reshape(*value.shape[: value.dim() - self.event_dim], -1)
 
 
 class Relax(Rebar):
@@ -45,40 +71,30 @@ class Relax(Rebar):
         """Make the network."""
         super().prepare(traces)
         if not hasattr(self.state, "network"):
-            site = traces.guide.nodes[self.site]
-            coupled = Coupled.draw(site["fn"], self.temperature)
-            width = self._inputs(traces, coupled, coupled.hard).shape[-1]
-            last = nn.Linear(self.hidden_dim, 1, bias=False)  # a constant is no control variate
-            nn.init.zeros_(last.weight)
-            network = nn.Sequential(nn.Linear(width, self.hidden_dim), nn.Tanh(), last)
-            self.state.add_module("network", network.to(coupled.hard))
-            self.state.add_module("scale", RunningMoments(self.decay, coupled.hard))
+            fn = traces.guide.nodes[self.site]["fn"]
+            like = logits_of(fn).detach()
+            seen = self._data(traces)
+            widths = fn.event_shape.numel(), 0 if seen is None else seen.shape[-1]
+            network = ControlVariate(len(fn.event_shape), widths, self.hidden_dim)
+            self.state.add_module("network", network.to(like))
+            self.state.add_module("scale", RunningMoments(self.decay, like))
 
     def combine(self, parts: Parts, eta: Tensor, run: Any) -> Tensor:
         """REBAR's gradient with the network's part, and the network's loss with value zero."""
         coupled, leaf = run.coupled, run.coupled.leaf()
         rebar = (parts.score + eta * parts.control).detach()
-        scale: Any = self.state.scale
-        at_soft = self._network(run, coupled.soft(leaf))
-        at_cond = self._network(run, coupled.conditional(leaf))
+        network: Any = self.state.network
+        moments: Any = self.state.scale
+        values = coupled.soft(leaf), coupled.conditional(leaf)
+        at_soft, at_cond = network(values, self._data(run))
         (through,) = torch.autograd.grad((at_soft - at_cond).sum(), leaf, create_graph=True)
         at_cond = at_cond.reshape(at_cond.shape + (1,) * len(coupled.fn.event_shape))
-        gradient = rebar + scale.scale() * (through - at_cond * coupled.score())
-        scale.update(parts.score)
+        scale = moments.scale()
+        gradient = rebar + scale * (through - at_cond * coupled.score())
+        moments.update(parts.score)
         learned = (gradient.detach() * coupled.logits).sum()
-        return learned - value_neutral((gradient / scale.scale()).square().mean())
+        return learned - value_neutral((gradient / scale).square().mean())
 
-    def _network(self, run: Any, value: Tensor) -> Tensor:
-        """r(z, x), (batch...)."""
-        network: Any = self.state.network
-        return network(self._inputs(run, run.coupled, value))[..., 0]
-
-    def _inputs(self, run: Traces, coupled: Coupled, value: Tensor) -> Tensor:
-        """A value of the site beside the data, (batch..., width)."""
-        batch = value.shape[: value.dim() - len(coupled.fn.event_shape)]
-        flat = value.reshape(*batch, -1)
-        plates = plates_of(run.guide.nodes[self.site])
-        seen = features(run, plates) if len(plates) == len(batch) or batch else None
-        if seen is None or not plates:
-            return flat
-        return torch.cat([flat, seen.to(flat).expand(*batch, seen.shape[-1])], dim=-1)
+    def _data(self, run: Traces) -> Tensor | None:
+        """The observed values of each datum, or None."""
+        return features(run, plates_of(run.guide.nodes[self.site]))

@@ -1,14 +1,26 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
 from inference.plotting.curves import learning_curves
+from inference.plotting.estimators import (
+    cost_frontier,
+    estimator_bias,
+    estimator_snr,
+    estimator_variance,
+    training_curves,
+)
 from inference.plotting.images import image_grid, reconstruction_grid, tile
 from inference.plotting.latents import latent_scatter, principal_plane
 
 __all__ = [
+    "cost_frontier",
+    "estimator_bias",
+    "estimator_snr",
+    "estimator_variance",
     "image_grid",
     "latent_scatter",
     "learning_curves",
     "principal_plane",
     "reconstruction_grid",
     "tile",
+    "training_curves",
 ]
