@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from programs import GaussianToy
+from pyro import poutine
 
+from inference import estimators
 from inference.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +47,9 @@ def commands(page: Path) -> list[list[str]]:
 def test_readme_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = commands(ROOT / "README.md")
-    assert {words[0] for words in found} == {"list", "train", "evaluate", "sample", "reconstruct"}
+    assert {words[0] for words in found} == {
+        *("list", "train", "evaluate", "sample", "reconstruct", "compare")
+    }
     for words in found:
         assert main(words) == 0, words
     assert (tmp_path / "samples.png").is_file()
@@ -82,6 +88,29 @@ def test_every_model_of_the_catalog_has_a_page_and_a_row():
     for name in CATALOG:
         assert (ROOT / "docs" / f"{name}.md").is_file()
         assert f"| `{name}` |" in readme
+
+
+def test_every_estimator_has_a_row():
+    page = (ROOT / "docs" / "estimators.md").read_text()
+    for name, row in estimators().iterrows():
+        cells = [f"`{name}`", *row[["objective", "latents", "bias"]], f"{row.min_particles}+"]
+        assert " | ".join([*cells, row.reference]) in page, name
+
+
+@pytest.mark.slow
+def test_the_estimators_page_runs(capsys):
+    handler, comparison = blocks(ROOT / "docs" / "estimators.md", "python")
+    toy = GaussianToy()
+    names = {"guide": toy.guide}
+    exec(compile(handler, "estimators.md", "exec"), names)
+    assert (
+        not poutine.trace(names["guide_by_score"])
+        .get_trace(torch.zeros(2))
+        .nodes["z"]["fn"]
+        .has_rsample
+    )
+    exec(compile(comparison, "estimators.md", "exec"), {})
+    assert "score_function" in capsys.readouterr().out
 
 
 def test_makefile_commands_of_the_readme_exist():

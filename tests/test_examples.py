@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {"first_steps.py": ["--epochs", "2"]}
-"""Arguments that make each example short."""
+"""Arguments that make each script short."""
+PARAMETERS = {"compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)"}
+"""What takes the place of each notebook's cell that is tagged ``parameters``."""
 
 
 @pytest.mark.slow
@@ -25,7 +30,30 @@ def test_it_runs(name, tmp_path):
 
 
 def test_every_example_is_run():
-    assert {p.name for p in (ROOT / "examples").iterdir() if p.is_file()} == set(ARGUMENTS)
+    assert {p.name for p in (ROOT / "examples").iterdir() if p.is_file()} == {
+        *ARGUMENTS,
+        *PARAMETERS,
+    }
+
+
+def outputs(notebook):
+    return [o for cell in notebook.cells for o in cell.get("outputs", [])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_a_notebook_runs_from_top_to_bottom(name):
+    notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
+    shown = [o["output_type"] for o in outputs(notebook)]
+    chosen = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(chosen) == 1
+    chosen[0].source = PARAMETERS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the kernel's own: ports, event loops
+        NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    assert [o["output_type"] for o in outputs(notebook)] == shown  # as committed: executed
+    assert sum("image/png" in o.get("data", {}) for o in outputs(notebook)) >= 5
+    assert not [o for o in outputs(notebook) if o["output_type"] == "stream" and o.name == "stderr"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)

@@ -177,23 +177,19 @@ class References:
         return self._elbo_sample()
 
     def _elbo_sample(self) -> Reference | str:
-        names: list[tuple[str, int]] = [(n, 8 if n == "leave_one_out" else 1) for n in FOR_ELBO]
         if enumerates(self.problem.traces):
-            names = [("enumerate", 1), ("pyro.infer.TraceEnum_ELBO", 1)]
-        elif not any(name in ESTIMATORS for name in FOR_ELBO[2:]):
-            names.append(("pyro.infer.Trace_ELBO", 8))
+            return self._first_sample([("enumerate", 1)], "the ELBO")
+        names = [(name, 8 if name == "leave_one_out" else 1) for name in FOR_ELBO]
         return self._first_sample(names, "the ELBO")
 
     def _bound(self, target: str, num_particles: int) -> Reference | str:
-        names = [n for n in FOR_BOUNDS if getattr(ESTIMATORS.get(n), "target", None) == target]
+        names = [name for name in FOR_BOUNDS if ESTIMATORS[name].target == target]
         return self._first_sample([(n, num_particles) for n in names], f"the target {target!r}")
 
     def _first_sample(self, names: list[tuple[str, int]], what: str) -> Reference | str:
         """A large sample of the first estimator that serves the program."""
         reasons = []
         for name, num_particles in names:
-            if name not in ESTIMATORS and "." not in name:
-                continue
             found = self._sample(name, estimator_of(name, num_particles))
             if isinstance(found, Reference):
                 return found
@@ -219,24 +215,23 @@ class References:
         Raises:
             PplError: it cannot, or some noise is left.
         """
-        stock = ["pyro.infer.TraceEnum_ELBO"] if enumerates(self.problem.traces) else []
-        reasons = []
-        for name in [n for n in ("enumerate",) if n in ESTIMATORS] + stock:
-            sampler = Sampler(self.problem, estimator_of(name, 1))
-            try:
-                sampler.start(self.adapt_steps)
-            except Exception as error:
-                reasons.append(f"{name}: {reason_of(error)}")
-                continue
-            pair = []
-            for seed in (1, 2):
-                with isolated_rng(seed):
-                    pair.append(sampler().gradient)
-            if float((pair[0] - pair[1]).norm()) <= 1e-5 * float(pair[0].norm()):
-                return Reference(f"{name} (exact)", self.problem, exact=pair[0])
-            reasons.append(f"{name}: a latent is left that it draws, so its gradient is noisy")
-        why = "; ".join(reasons) or "no estimator here enumerates this program's guide"
-        raise PplError(f"no reference by enumeration ({why}). {_INSTEAD}")
+        sampler = Sampler(self.problem, estimator_of("enumerate", 1))
+        try:
+            sampler.start(self.adapt_steps)
+        except Exception as error:
+            raise PplError(
+                f"no reference by enumeration ({reason_of(error)}). {_INSTEAD}"
+            ) from error
+        pair = []
+        for seed in (1, 2):
+            with isolated_rng(seed):
+                pair.append(sampler().gradient)
+        if float((pair[0] - pair[1]).norm()) > 1e-5 * float(pair[0].norm()):
+            raise PplError(
+                "no reference by enumeration (a latent is left that is drawn, so the gradient is "
+                f"noisy). {_INSTEAD}"
+            )
+        return Reference("enumerate (exact)", self.problem, exact=pair[0])
 
     def _closed_form(self) -> Reference:
         """By the program's own formula of its ELBO.

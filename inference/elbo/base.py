@@ -73,7 +73,7 @@ class Estimator(ELBO):
         self.state = nn.Module()
         """What it keeps from step to step: baselines and the like. Trained with the program."""
         self._given_nesting: float = self.max_plate_nesting
-        self._seen: tuple[str, ...] | None = None
+        self._seen: set[tuple[str, ...]] = set()
 
     def _why_particles(self) -> str:
         return "each particle's baseline is the mean of the others"
@@ -105,7 +105,7 @@ class Estimator(ELBO):
         self.check(traces)
         self.max_plate_nesting = self._given_nesting
         set_plate_nesting(self, traces)
-        self._seen = site_names(traces)
+        self._seen.add(site_names(traces))
 
     def run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
         """One run of guide and model, as the estimator wants them drawn."""
@@ -131,12 +131,13 @@ class Estimator(ELBO):
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−objective, with auxiliary losses, as a scalar that backpropagates; nats per batch."""
-        if self._seen is None:
+        if not self._seen:
             self._look(model, guide, args, kwargs)
         runs = self.draw(model, guide, args, kwargs)
-        if site_names(runs[0]) != self._seen:  # another program, or one of changing structure
+        if site_names(runs[0]) not in self._seen:  # another program, or one of changing structure
             plan = self.plan()
             self._look(model, guide, args, kwargs)
+            self._seen.add(site_names(runs[0]))
             if self.plan() != plan:
                 runs = self.draw(model, guide, args, kwargs)
         self._announce()
@@ -155,7 +156,7 @@ class Estimator(ELBO):
         """Tell stock ``pyro.infer.SVI`` of the parameters in ``state``; ``fit`` knows them."""
         if not within_a_program():
             for name, parameter in self.state.named_parameters():
-                pyro.param(f"{self.name}_{id(self)}.{name}", parameter)
+                pyro.param(f"{self.name}.{name}.{id(parameter)}", parameter)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss, as Pyro's ``SVI.evaluate_loss`` wants it."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inference.elbo.rao_blackwellized import RaoBlackwellized
 from inference.elbo.terms import Terms
-from inference.elbo.traces import Traces, sample_sites
+from inference.elbo.traces import Traces, log_prob_of, sample_sites
 
 
 class RunningMoments(nn.Module):
@@ -81,14 +81,20 @@ class DecayingAverage(RaoBlackwellized):
     def prepare(self, traces: Traces) -> None:
         """Make the averages of the score-function sites."""
         super().prepare(traces)
-        values = {n: s["fn"].log_prob(s["value"]) for n, s in sample_sites(traces.guide)}
-        for site in self.score_sites:
-            if not hasattr(self.state, key(site)):
-                self.state.add_module(key(site), RunningMoments(self.decay, values[site]))
+        sites = dict(sample_sites(traces.guide))
+        for name in self.score_sites(traces):
+            self.moments(name, log_prob_of(sites[name]))
+
+    def moments(self, site: str, like: Tensor) -> RunningMoments:
+        """Running mean and scale of a site's costs; new ones, if it has none yet."""
+        if not hasattr(self.state, key(site)):
+            self.state.add_module(key(site), RunningMoments(self.decay, like))
+        found: Any = getattr(self.state, key(site))
+        return found
 
     def signal(self, terms: Terms, site: str, cost: Tensor, runs: list[Traces]) -> Tensor:
         """The cost's excess over the average, which it then enters."""
-        moments: Any = getattr(self.state, key(site))
+        moments = self.moments(site, cost)
         excess = cost - moments.mean()
         if torch.is_grad_enabled():
             moments.update(cost)

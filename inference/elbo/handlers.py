@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 
-from inference.elbo.wrapped import Wrapped
+from inference.elbo.wrapped import Wrapped, innermost
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -23,8 +24,15 @@ class ScoreSampled(Wrapped):
     has_rsample = False
 
 
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass, which has no score function."""
+    return isinstance(innermost(fn), Delta)
+
+
 class ScoreFunctionMessenger(Messenger):
     """Makes latent sites score-function sites: their draws carry no gradient.
+
+    Point masses stay as they are: their gradient is that of their value.
 
     Args:
         sites: which; all when left out.
@@ -40,7 +48,8 @@ class ScoreFunctionMessenger(Messenger):
         if msg["is_observed"] or isinstance(fn, _Subsample):
             return
         self.found.add(msg["name"])
-        if (self.sites is None or msg["name"] in self.sites) and fn.has_rsample:
+        chosen = self.sites is None or msg["name"] in self.sites
+        if chosen and fn.has_rsample and not is_point(fn):
             msg["fn"] = ScoreSampled(fn)
 
 
@@ -54,7 +63,7 @@ def score_function(
 
     Args:
         guide: any guide.
-        sites: names of the sites; all when left out.
+        sites: names of the sites; all but point masses (``Delta``) when left out.
 
     Returns:
         The guide, with the same arguments.

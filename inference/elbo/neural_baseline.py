@@ -45,7 +45,7 @@ class NeuralBaseline(DecayingAverage):
         """Make the networks, one a score-function site."""
         super().prepare(traces)
         sites = dict(sample_sites(traces.guide))
-        for name in sorted(self.score_sites):
+        for name in self.score_sites(traces):
             seen = features(traces, plates_of(sites[name]))
             if seen is None:
                 raise ProgramError(
@@ -69,12 +69,17 @@ class NeuralBaseline(DecayingAverage):
 
     def signal(self, terms: Terms, site: str, cost: Tensor, runs: list[Traces]) -> Tensor:
         """The cost's excess over the network's prediction."""
-        moments: Any = getattr(self.state, key(site))
+        moments = self.moments(site, cost)
         mean, scale = moments.mean(), moments.scale()
         plates = terms.guide[site].plates
         seen = features(runs[0], plates)
         assert seen is not None
-        network: Any = getattr(self.state, f"{key(site)}_network")
+        network: Any = getattr(self.state, f"{key(site)}_network", None)
+        if network is None:
+            raise ProgramError(
+                f"estimator {self.name!r} needs the same sites in every run, but {site!r} is new; "
+                "use 'decaying_average' or 'leave_one_out'"
+            )
         predicted = network(seen)[..., 0]
         predicted = predicted.reshape(_with_gaps(predicted, plates, cost.dim()))
         standardized = (cost - mean) / scale

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.elbo.base import Estimator, value_neutral
-from inference.elbo.handlers import score_function
+from inference.elbo.handlers import ScoreFunctionMessenger, is_point
 from inference.elbo.terms import Terms, sum_to, terms_of
 from inference.elbo.traces import Traces, run_traces, sample_sites
 from ppl_models.errors import PplError, UnknownNameError
@@ -41,31 +41,41 @@ class ScoreEstimator(Estimator):
         if isinstance(sites, str) and sites not in ("auto", "all"):
             raise PplError(f"sites must be 'auto', 'all' or a list of names, got {sites!r}")
         self.sites = sites
-        self.score_sites: frozenset[str] = frozenset()
-        """The guide sites that take the score function, once it is prepared."""
+        self._forced: frozenset[str] | None = frozenset()
 
     def prepare(self, traces: Traces) -> None:
-        """Choose the score-function sites, and check that the rest is pathwise."""
+        """Choose the sites with ``rsample`` that take the score function all the same."""
         super().prepare(traces)
-        self.score_sites = self._choose(traces)
+        self._forced = self._choose(traces)
 
     def plan(self) -> tuple[Any, ...]:
-        """Also the score-function sites."""
-        return (*super().plan(), self.score_sites)
+        """Also the sites that take the score function."""
+        return (*super().plan(), self._forced)
 
-    def _choose(self, traces: Traces) -> frozenset[str]:
+    def _choose(self, traces: Traces) -> frozenset[str] | None:
+        """Names of the sites, or None: all."""
         has_rsample = {name: site["fn"].has_rsample for name, site in sample_sites(traces.guide)}
-        without = frozenset(name for name, has in has_rsample.items() if not has)
-        if isinstance(self.sites, str):
-            return without if self.sites == "auto" and without else frozenset(has_rsample)
+        if self.sites == "all":
+            return None
+        if self.sites == "auto":
+            return None if all(has_rsample.values()) else frozenset()
         for name in self.sites:
             if name not in has_rsample:
                 raise UnknownNameError("guide site", name, has_rsample)
-        return without | frozenset(self.sites)
+        return frozenset(self.sites)
+
+    def score_sites(self, traces: Traces) -> list[str]:
+        """The sites of a plain run of the guide that take the score function."""
+        return [
+            name
+            for name, site in sample_sites(traces.guide)
+            if not site["fn"].has_rsample
+            or ((self._forced is None or name in self._forced) and not is_point(site["fn"]))
+        ]
 
     def run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
         """Guide and model, with detached draws at the score-function sites."""
-        return run_traces(model, score_function(guide, self.score_sites), args, kwargs)
+        return run_traces(model, ScoreFunctionMessenger(self._forced)(guide), args, kwargs)
 
     def terms(self, runs: list[Traces]) -> Terms:
         """The log densities of the particles."""
@@ -91,10 +101,10 @@ class ScoreFunction(ScoreEstimator):
         """The ELBO, and at each score-function site log q times its detached cost."""
         terms = self.terms(runs)
         score = torch.zeros(())
-        for site in sorted(self.score_sites):
+        for site in terms.score_sites():
             signal = self.signal(terms, site, self.cost(terms, site), runs)
             score = score + (terms.guide[site].log_prob * signal).sum()
-        elbo = terms.elbo(without=self.score_sites)
+        elbo = terms.elbo(without=terms.score_sites())
         return elbo + value_neutral(score / self.num_particles) - self.baseline_loss()
 
     def cost(self, terms: Terms, site: str) -> Tensor:

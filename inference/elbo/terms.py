@@ -32,6 +32,8 @@ class Term:
     slices: frozenset[tuple[str, int]]
     """Name of sequential plates, and the turn that the site was drawn in."""
     observed: bool
+    reparameterized: bool
+    """Whether its draws carry a gradient."""
     auxiliary: bool
     """An auxiliary loss, part of the objective and of no weight."""
 
@@ -59,6 +61,10 @@ class Terms:
         """
         terms = [t for t in (*self.model.values(), *self.guide.values()) if not t.auxiliary]
         return frozenset.intersection(*(t.plates for t in terms))
+
+    def score_sites(self) -> list[str]:
+        """Guide sites whose draws carry no gradient."""
+        return [name for name, term in self.guide.items() if not term.reparameterized]
 
     def elbo(self, *, without: Iterable[str] = ()) -> Tensor:
         """Mean over particles of Σ log p − Σ log q, scaled: a scalar.
@@ -121,6 +127,7 @@ def _term(sites: list[Site], depth: int) -> Term:
         plates=plates_of(first),
         slices=frozenset((f.name, f.counter) for f in frames if not f.vectorized),
         observed=bool(first["is_observed"]),
+        reparameterized=bool(first["fn"].has_rsample),
         auxiliary=bool(first["infer"].get("is_auxiliary_loss")),
     )
 

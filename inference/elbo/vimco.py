@@ -48,7 +48,7 @@ class VIMCO(ScoreEstimator):
             others = excess_over_others(weights.auxiliary.detach()) / self.num_particles
             signal = signal + others.reshape(-1, *[1] * (signal.dim() - 1))
         score = torch.zeros(())
-        for site in sorted(self.score_sites):
+        for site in terms.score_sites():
             log_q = sum_to(terms.guide[site].log_prob, terms.guide[site].plates, units)
             score = score + (log_q * signal).sum()
         return weights.objective() + value_neutral(score)
