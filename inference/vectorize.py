@@ -56,8 +56,8 @@ def can_vectorize(program: Program, batch: Batch, num_data: int | None, plates: 
         try:
             both = run(over_particles(program.run_model), over_particles(program.run_guide))
             for trace in both:
+                trace.compute_log_prob()
                 for _, site in sample_sites(trace):
-                    log_prob_of(site)
                     check_site_shape(site, plates + 1)
         except Exception:  # whatever a network makes of one dimension more
             return False
