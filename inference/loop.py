@@ -94,6 +94,7 @@ class TrainingLoop:
             self.kl_warmup,
             self.num_data,
             settings.clip_grad_norm,
+            settings.compile_worth(self.num_data),
         )
         self.at = Position()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)

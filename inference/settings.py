@@ -15,6 +15,12 @@ from ppl_models.errors import PplError, UnknownNameError
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
+WORTH_COMPILING = 20_000
+"""Steps of one shape that pay for compiling them (some 15 seconds), even where steps are short.
+
+A number, not a measurement, so that a run does the same whatever the machine is busy with.
+"""
+
 FIXED_ON_RESUME = (
     "estimator",
     "num_particles",
@@ -26,6 +32,7 @@ FIXED_ON_RESUME = (
     "clip_grad_norm",
     "seed",
     "precision",
+    "compile",
 )
 """Settings that a resumed run shares with its first part, or it would be another run."""
 
@@ -48,6 +55,7 @@ class Settings:
     checkpoint_every: float
     seed: int
     precision: str
+    compile: str | bool = False
 
     def __post_init__(self) -> None:
         positive = {
@@ -62,12 +70,29 @@ class Settings:
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise PplError(f"{name} must be positive, got {value}")
+        if self.compile not in (True, False, "auto"):
+            raise PplError(f"compile must be 'auto', True or False, got {self.compile!r}")
         if self.kl_warmup < 0:
             raise PplError(f"kl_warmup must not be negative, got {self.kl_warmup}")
         if isinstance(self.lr_schedule, str) and self.lr_schedule not in SCHEDULES:
             raise UnknownNameError("learning-rate schedule", self.lr_schedule, SCHEDULES)
         if isinstance(self.optimizer, str) and self.optimizer not in optimizers():
             raise UnknownNameError("optimizer", self.optimizer, optimizers())
+
+    def compile_worth(self, num_data: int) -> Callable[[int], bool] | None:
+        """Whether batches of so many data come often enough to be compiled; None: none do.
+
+        Args:
+            num_data: size of the training set.
+        """
+        full, short = divmod(num_data, self.batch_size)
+        often = {self.batch_size: full * self.epochs, short: self.epochs}
+        if self.compile is True:
+            most = max(often, key=lambda rows: often[rows])
+            return lambda rows: rows == most or often.get(rows, 0) >= WORTH_COMPILING
+        if self.compile == "auto" and max(often.values()) >= WORTH_COMPILING:
+            return lambda rows: often.get(rows, 0) >= WORTH_COMPILING
+        return None
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values; objects by their type's name."""

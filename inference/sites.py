@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import Independent
 from torch.distributions.constraints import Constraint
 
 
@@ -24,6 +27,21 @@ def known_support(fn: Any) -> Constraint | None:
         return None
 
 
+def innermost(fn: Any) -> Any:
+    """A distribution without ``to_event``, ``expand`` and wrappers that change no density.
+
+    Masks and transforms stay: what is within has another density.
+    """
+    while isinstance(fn, Independent | ExpandedDistribution) or getattr(fn, "is_wrapper", False):
+        fn = fn.base_dist
+    return fn
+
+
 def family(fn: Any) -> str:
-    """Name of a distribution, without the wrapper that declares its event dimensions."""
-    return type(getattr(fn, "base_dist", fn)).__name__
+    """Name of a distribution, without the wrappers that change no density."""
+    return type(innermost(fn)).__name__
+
+
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass, which has no score function."""
+    return isinstance(innermost(fn), Delta)

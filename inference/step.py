@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from inference.compiled import CompiledStep
 from inference.devices import rng_state, set_rng_state
 from inference.elbo.traces import run_traces, sample_sites, scaled_log_prob
 from inference.handlers import KLWeight
@@ -34,6 +35,7 @@ class SVIStep:
         kl_weight: handler around model and guide.
         num_data: size of the training set, for programs that name it.
         clip_grad_norm: largest norm of the whole gradient (per datum), or None.
+        compile_worth: whether batches of so many data are to be compiled; None: none are.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class SVIStep:
         kl_weight: KLWeight,
         num_data: int,
         clip_grad_norm: float | None = None,
+        compile_worth: Callable[[int], bool] | None = None,
     ) -> None:
         self.program = program
         self.estimator = estimator
@@ -57,10 +60,16 @@ class SVIStep:
         self._model = self._weighed(program.run_model)
         self._guide = self._weighed(program.run_guide)
         self._checked = False
+        self.compiled: CompiledStep | None = None
+        if compile_worth is not None and hasattr(estimator, "differentiable_loss"):
+            state = getattr(estimator, "state", nn.Module())
+            self.compiled = CompiledStep(
+                self._loss_at, program, state, self._schedules, compile_worth
+            )
 
     def _weighed(self, run: Callable[..., Any]) -> Callable[[Batch], Any]:
         def weighed(batch: Batch) -> Any:
-            if self.kl_weight.weight == 1.0:
+            if isinstance(self.kl_weight.weight, float) and self.kl_weight.weight == 1.0:
                 return run(batch, num_data=self.num_data)
             with self.kl_weight:
                 return run(batch, num_data=self.num_data)
@@ -96,18 +105,54 @@ class SVIStep:
         self.optimizer.step()
         return loss, norm
 
-    def backward(self, batch: Batch) -> Tensor:
-        """Loss per datum, with its gradient added to the parameters' ``.grad``."""
-        count = self.num_data if "num_data" in self.program.options else batch_size(batch)
+    def _count(self, batch: Batch) -> int:
+        """The number of data that a loss is of."""
+        return self.num_data if "num_data" in self.program.options else batch_size(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Loss per datum."""
         estimator: Any = self.estimator
         with self.fabric.autocast():
-            if not hasattr(estimator, "differentiable_loss"):  # TraceGraph_ELBO, RenyiELBO
+            loss = estimator.differentiable_loss(self._model, self._guide, batch)
+        return loss / self._count(batch)
+
+    def _schedules(self) -> dict[str, float]:
+        """What changes from step to step beside the data, by name."""
+        found = {}
+        if getattr(self.kl_weight, "num_steps", 1):
+            found["weight"] = self.kl_weight.weight
+        if hasattr(self.estimator, "temperature"):
+            found["temperature"] = self.estimator.temperature
+        return found
+
+    def _loss_at(self, batch: Batch, schedules: Mapping[str, Tensor]) -> Tensor:
+        """Loss per datum, with tensors in the place of the schedules' numbers."""
+        owners: dict[str, Any] = {"weight": self.kl_weight, "temperature": self.estimator}
+        before = {name: getattr(owners[name], name) for name in schedules}
+        try:
+            for name, value in schedules.items():
+                setattr(owners[name], name, value)
+            return self._loss(batch)
+        finally:
+            for name, value in before.items():
+                setattr(owners[name], name, value)
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Loss per datum, with its gradient in the parameters' ``.grad``."""
+        estimator: Any = self.estimator
+        if self.compiled is not None and self._checked:
+            loss = self.compiled(batch)
+            if loss is not None:
+                return loss
+        if not hasattr(estimator, "differentiable_loss"):  # TraceGraph_ELBO, RenyiELBO
+            with self.fabric.autocast():
                 loss = estimator.loss_and_grads(self._model, self._guide, batch)
-                for parameter in self.parameters:
-                    if parameter.grad is not None:
-                        parameter.grad /= count
-                return torch.as_tensor(loss / count)
-            loss = estimator.differentiable_loss(self._model, self._guide, batch) / count
+            count = self._count(batch)
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad /= count
+            return torch.as_tensor(loss / count)
+        loss = self._loss(batch)
         if not self._checked:
             check_ownership(loss, self.program, self.parameters)
         loss.backward()

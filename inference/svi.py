@@ -83,6 +83,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     precision: str = "32",
+    compile: bool | str = False,
     run_dir: str | Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
@@ -119,6 +120,9 @@ def fit(
             have their own.)
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``32``, ``64``, or ``bf16`` (autocast).
+        compile: trace the step into one graph and compile it: True, False, or ``auto``: if the run
+            is long enough to pay for it. What cannot be compiled is trained as it is, with a
+            message. See ``docs/compiled_step.md``.
         run_dir: folder for checkpoints and metrics; nothing is written when left out.
         resume: go on from the checkpoint in ``run_dir``, if there is one.
         tensorboard: write TensorBoard events to ``run_dir/tensorboard``.
@@ -154,6 +158,7 @@ def fit(
         checkpoint_every=checkpoint_every,
         seed=seed,
         precision=precision,
+        compile=compile,
     )
     if keep not in ("best", "last"):
         raise PplError(f"keep must be 'best' or 'last', got {keep!r}")
@@ -203,7 +208,8 @@ def _prepare(
     check_fields_named(wrapped, dataset.train)
     placed = dataset.map(lambda split: split.to(fabric.device, dtype))
     num_data = len(placed.train)
-    batch = next(iter(placed.train.batches(min(8, settings.batch_size))))
+    one_batch = settings.batch_size >= num_data and "num_data" in wrapped.options
+    batch = next(iter(placed.train.batches(num_data if one_batch else min(8, settings.batch_size))))
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now

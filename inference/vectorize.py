@@ -12,7 +12,14 @@ from pyro.util import check_site_shape
 from torch import Tensor
 
 from inference.elbo.base import Estimator, forked_rng, plate_depth
-from inference.elbo.traces import PARTICLES, Traces, log_prob_of, run_traces, sample_sites
+from inference.elbo.traces import (
+    PARTICLES,
+    Traces,
+    log_prob_of,
+    run_traces,
+    sample_sites,
+    with_value,
+)
 from inference.weights import evaluation_mode
 from ppl_models.program import Batch, Program
 
@@ -29,7 +36,7 @@ def choose_vectorization(
         traces: of the program on them.
         num_data: size of the training set.
     """
-    if estimator.vectorize_particles is None:
+    if estimator.vectorize_asked is None:
         estimator.vectorize_particles = estimator.num_particles > 1 and can_vectorize(
             program, batch, num_data, plate_depth(traces)
         )
@@ -59,31 +66,35 @@ def can_vectorize(program: Program, batch: Batch, num_data: int | None, plates: 
                 trace.compute_log_prob()
                 for _, site in sample_sites(trace):
                     check_site_shape(site, plates + 1)
+            for particle in (0, 1):
+                given = _particle(both.guide, particle, plates)
+                alone = run(program.run_model, poutine.replay(program.run_guide, trace=given))
+                if not all(
+                    _agree(*pair, particle, plates) for pair in zip(both, alone, strict=True)
+                ):
+                    return False
         except Exception:  # whatever a network makes of one dimension more
             return False
-        first = _particle(both.guide, plates)
-        alone = run(program.run_model, poutine.replay(program.run_guide, trace=first))
-    return all(_agree(*pair, plates) for pair in zip(both, alone, strict=True))
+    return True
 
 
-def _particle(trace: poutine.Trace, plates: int) -> poutine.Trace:
-    """The trace with the first particle's values."""
-    first = trace.copy()
+def _particle(trace: poutine.Trace, particle: int, plates: int) -> poutine.Trace:
+    """The trace with one particle's values."""
+    given = trace.copy()
     for name, site in sample_sites(trace):
         value, full = site["value"], plates + 1 + len(site["fn"].event_shape)
-        chosen = value[0] if value.dim() == full else value
-        first.nodes[name] = dict(site) | {"value": chosen}
-    return first
+        given.nodes[name] = with_value(site, value[particle] if value.dim() == full else value)
+    return given
 
 
-def _agree(both: poutine.Trace, alone: poutine.Trace, plates: int) -> bool:
+def _agree(both: poutine.Trace, alone: poutine.Trace, particle: int, plates: int) -> bool:
     sites = dict(sample_sites(alone))
     return all(
-        _close(log_prob_of(site), log_prob_of(sites[name]), plates)
+        _close(log_prob_of(site), log_prob_of(sites[name]), particle, plates)
         for name, site in sample_sites(both)
     )
 
 
-def _close(both: Tensor, alone: Tensor, plates: int) -> bool:
-    first = both[0] if both.dim() == plates + 1 else both
-    return first.shape == alone.shape and torch.allclose(first, alone, rtol=1e-3, atol=1e-4)
+def _close(both: Tensor, alone: Tensor, particle: int, plates: int) -> bool:
+    ours = both[particle] if both.dim() == plates + 1 else both
+    return ours.shape == alone.shape and torch.allclose(ours, alone, rtol=1e-3, atol=1e-4)

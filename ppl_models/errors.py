@@ -26,7 +26,12 @@ class UnknownNameError(PplError):
         hint: what else could have been given.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str | None = None, known: Iterable[str] = (), hint: str = ""
+    ) -> None:
+        if name is None:  # Pyro makes an error anew from its message, to add the trace's shapes
+            super().__init__(kind)
+            return
         names = sorted(known)
         lower = {known.lower(): known for known in names}
         near = [lower[n] for n in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]

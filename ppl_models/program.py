@@ -20,7 +20,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import pyro
@@ -241,6 +241,8 @@ class Program(nn.Module):
         # An AutoGuide forgets its model when it is copied, and the original does so too.
         guides = [module for module in self.modules() if isinstance(module, AutoGuide)]
         models = [guide._model for guide in guides]
+        if isinstance(self.model, FunctionType) and isinstance(self.guide, FunctionType):
+            memo[id(self.networks)] = self.networks  # the functions hold these, and a copy does
         for key in self._shared:  # of networks that plain functions hold, and share with a copy
             memo[id(self.pyro_params[key])] = self.pyro_params[key]
         twin = memo[id(self)] = type(self).__new__(type(self))

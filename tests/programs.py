@@ -127,3 +127,31 @@ class EnumeratedMixture(nn.Module):
 
     def guide(self, x):
         pass
+
+
+class DiscreteVAE(PyroModule):
+    """A VAE of tiny images with bits, or a one-hot vector, for latent."""
+
+    def __init__(self, latent_dim: int = 3, *, one_hot: bool = False):
+        super().__init__()
+        self.prior = nn.Parameter(torch.zeros(latent_dim))
+        self.decoder = nn.Linear(latent_dim, 16)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, latent_dim))
+        self.one_hot = one_hot
+
+    def latent(self, logits: Tensor):
+        if self.one_hot:
+            return dist.OneHotCategorical(logits=logits)
+        return dist.Bernoulli(logits=logits).to_event(1)
+
+    @pyro_method
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            b = pyro.sample("b", self.latent(self.prior))
+            logits = self.decoder(b).unflatten(-1, (1, 4, 4))
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
+
+    @pyro_method
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("b", self.latent(self.encoder(x)))

@@ -30,7 +30,7 @@ from inference.compare.references import (
 from inference.compare.tables import BY_ESTIMATOR, BY_GROUP, assemble
 from inference.devices import isolated_rng, seed_all
 from ppl_models.errors import PplError
-from ppl_models.program import Program, as_program
+from ppl_models.program import Program
 
 ADAPT_STEPS = 100
 
@@ -115,31 +115,31 @@ def compare_estimators(
     if isinstance(reference, Mapping) and len(checkpoints or {}) > 1:
         raise PplError("given reference gradients are of one point; compare one checkpoint a time")
     contestants = line_up(estimators, num_particles)
-    with isolated_rng(seed), _unchanged(program):
+    tables = []
+    with isolated_rng(seed):
         problem = pose(program, batch, num_data, groups)
-        tables = []
-        for state in [None] if checkpoints is None else checkpoints.values():
-            seed_all(seed)
-            if state is not None:
-                _load(problem.program, state)
-            entrants = [c.fresh() for c in contestants]
-            tables.append(_compare_here(problem, entrants, reference, num_reps, adapt_steps))
+        with unchanged(problem.program):
+            for state in [None] if checkpoints is None else checkpoints.values():
+                seed_all(seed)
+                if state is not None:
+                    _load(problem.program, state)
+                entrants = [c.fresh() for c in contestants]
+                tables.append(_compare_here(problem, entrants, reference, num_reps, adapt_steps))
     labels = None if checkpoints is None else [str(label) for label in checkpoints]
     facts = {"num_reps": num_reps, "seed": seed}
     return assemble(problem, contestants, tables, labels, facts)
 
 
 @contextmanager
-def _unchanged(program: object) -> Iterator[None]:
-    """Put back the parameters that a copy of the program shares (networks of plain functions)."""
-    original = as_program(program)
-    before = {name: value.detach().clone() for name, value in original.state_dict().items()}
+def unchanged(program: Program) -> Iterator[None]:
+    """Put back the values of a primed program: a copy shares the networks of plain functions."""
+    before = {name: value.detach().clone() for name, value in program.state_dict().items()}
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, value in original.state_dict().items():
-                if not torch.equal(value, before[name]):
+            for name, value in program.state_dict().items():
+                if name in before and not torch.equal(value, before[name]):
                     value.copy_(before[name])
 
 
@@ -268,7 +268,8 @@ def _bias(problem: Problem, runner: _Runner, reference: Reference) -> dict[str, 
     noise = torch.zeros_like(bias) if reference.exact is not None else theirs.variance_of_mean
     se = (lengths.variance_of_mean + noise).sqrt()
     norm = problem.layout.sum_by_group(reference.mean**2).sqrt()
-    rounding = 1e-5 * norm + 1e-7 * norm[-1]  # of float32; the last group is of all parameters
+    # Of float32, in sums of the loss's size too; the last group is of all parameters.
+    rounding = 1e-5 * norm + 1e-7 * (norm[-1] + runner.losses.mean.abs())
     z = torch.where((bias.abs() <= rounding) & (se <= rounding), 0.0, bias / se)
     off = moments.squared_distance(reference.mean, reference.noise)
     return {"bias": bias, "bias_se": se, "bias_z": z, "mse": moments.variance + off}

@@ -247,8 +247,16 @@ class References:
                 f"closed_form_elbo(**fields) -> (B,). {_INSTEAD}"
             )
         named = inspect.signature(formula).parameters
-        with program.scope():
-            elbo = formula(**{name: batch[name] for name in named if name in batch})
+        given: dict[str, Any] = {name: batch[name] for name in named if name in batch}
+        if "num_data" in named:
+            given["num_data"] = self.problem.num_data
+        try:
+            with program.scope():
+                elbo = formula(**given)
+        except Exception as error:
+            raise PplError(
+                f"closed_form_elbo of {program.name} fails: {reason_of(error)}. {_INSTEAD}"
+            ) from error
         rows = len(next(iter(batch.values())))
         if not isinstance(elbo, Tensor) or elbo.shape != (rows,) or not elbo.requires_grad:
             shape = tuple(elbo.shape) if isinstance(elbo, Tensor) else type(elbo).__name__

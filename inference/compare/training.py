@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
+from inference.compare.compare import unchanged
 from inference.compare.contestants import Contestant, Estimators, line_up
 from inference.compare.references import reason_of
 from inference.data.dataset import as_dataset
 from inference.devices import isolated_rng, seed_all
+from inference.priming import prime
 from inference.svi import fit
 from ppl_models.errors import PplError
 from ppl_models.program import Program, as_program
@@ -88,28 +89,25 @@ def _train(
 ) -> list[dict[str, Any]]:
     """The history of one run."""
     with isolated_rng(seed):
-        made, shared = _made(program, seed)
-        before = {k: v.detach().clone() for k, v in shared.state_dict().items()} if shared else {}
-        try:
-            estimator = contestant.fresh().estimator
-            return fit(made, data, estimator=estimator, seed=seed, **options).history
-        finally:
-            if shared is not None:  # networks of plain functions are shared with copies
-                with torch.no_grad():
-                    for name, value in shared.state_dict().items():
-                        value.copy_(before[name])
+        made, is_copy = _made(program, seed)
+        options = options | {"estimator": contestant.fresh().estimator, "seed": seed}
+        if not is_copy:
+            return fit(made, data, **options).history
+        twin = as_program(made)
+        prime(twin, next(iter(data.train.batches(8))), len(data.train))
+        with unchanged(twin):
+            return fit(twin, data, **options).history
 
 
-def _made(program: Any, seed: int) -> tuple[Any, Program | None]:
-    """A program to train, and the user's object if it is a copy of one."""
+def _made(program: Any, seed: int) -> tuple[Any, bool]:
+    """A program to train, and whether it is a copy of the user's object."""
     is_program = not isinstance(program, type) and hasattr(program, "model")
     if is_program or isinstance(program, Program):
-        original = as_program(program)
-        return copy.deepcopy(original), original
+        return copy.deepcopy(as_program(program)), True
     if not callable(program):
         as_program(program)  # raises: it lacks a model or a guide
     seed_all(seed)
-    return program(), None
+    return program(), False
 
 
 def _curves(

@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 from inference.elbo.checks import require_reparameterized
 from inference.elbo.pathwise import Reparameterized
 from inference.elbo.traces import Site, Traces, sample_sites, scaled_log_prob
+from inference.sites import is_point
 
 
 class AnalyticKL(Reparameterized):
@@ -59,7 +60,12 @@ def _latents_before(traces: Traces) -> dict[str, set[str]]:
 
 
 def closed_form_kl(guide_site: Site, model_site: Site) -> Tensor | None:
-    """KL(q ‖ p) of one site with its scale and mask (batch shape), or None: no formula."""
+    """KL(q ‖ p) of one site with its scale and mask (batch shape), or None: no formula.
+
+    A point mass has its draw for a formula; that Pyro knows leaves out its ``log_density``.
+    """
+    if is_point(guide_site["fn"]):
+        return None
     try:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.elbo.checks import check_traces
-from inference.elbo.traces import PARTICLES, Traces, run_traces, sample_sites, site_names
+from inference.elbo.traces import (
+    PARTICLES,
+    Traces,
+    log_prob_of,
+    run_traces,
+    same_subsample,
+    sample_sites,
+    structure,
+)
 from ppl_models.errors import PplError
 from ppl_models.program import within_a_program
 
@@ -72,8 +80,10 @@ class Estimator(ELBO):
         )
         self.state = nn.Module()
         """What it keeps from step to step: baselines and the like. Trained with the program."""
-        self._given_nesting: float = self.max_plate_nesting
-        self._seen: set[tuple[str, ...]] = set()
+        self.vectorize_asked = vectorize_particles
+        self._given_nesting = max_plate_nesting
+        self._prepared = False
+        self._seen: set[tuple[Any, ...]] = set()
 
     def _why_particles(self) -> str:
         return "each particle's baseline is the mean of the others"
@@ -103,9 +113,9 @@ class Estimator(ELBO):
             ProgramError: it cannot serve the program.
         """
         self.check(traces)
-        self.max_plate_nesting = self._given_nesting
+        self.max_plate_nesting = self._given_nesting + self.vectorized
         set_plate_nesting(self, traces)
-        self._seen.add(site_names(traces))
+        self._prepared = True
 
     def run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
         """One run of guide and model, as the estimator wants them drawn."""
@@ -125,21 +135,36 @@ class Estimator(ELBO):
     def draw(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Traces]:
         """Runs of all particles: one a particle, or a single vectorized one."""
         if not self.vectorized:
-            return [self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles)]
+            runs: list[Traces] = []
+            for _ in range(self.num_particles):
+                if runs:  # a minibatch drawn at random is one for all particles
+                    model, guide = (same_subsample(fn, runs[0]) for fn in (model, guide))
+                runs.append(self._get_trace(model, guide, args, kwargs))
+                if self.num_particles > 1:
+                    self._take_densities(runs[-1])
+            return runs
         over_particles = pyro.plate(PARTICLES, self.num_particles, dim=-int(self.max_plate_nesting))
         return [self._get_trace(over_particles(model), over_particles(guide), args, kwargs)]
 
+    def _take_densities(self, traces: Traces) -> None:
+        """Take the densities before the next particle's draws: a flow knows its last alone."""
+        for trace in traces:
+            for _, site in sample_sites(trace):
+                log_prob_of(site)
+
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """−objective, with auxiliary losses, as a scalar that backpropagates; nats per batch."""
-        if not self._seen:
+        if not self._prepared:
             self._look(model, guide, args, kwargs)
         runs = self.draw(model, guide, args, kwargs)
-        if site_names(runs[0]) not in self._seen:  # another program, or one of changing structure
+        kind = structure(runs[0])
+        if self._seen and kind not in self._seen:  # another program, or of changing structure
             plan = self.plan()
             self._look(model, guide, args, kwargs)
-            self._seen.add(site_names(runs[0]))
             if self.plan() != plan:
                 runs = self.draw(model, guide, args, kwargs)
+                kind = structure(runs[0])
+        self._seen.add(kind)
         self._announce()
         return -self.surrogate(runs)
 
@@ -184,7 +209,7 @@ def set_plate_nesting(estimator: ELBO, traces: Traces) -> None:
     """
     if estimator.max_plate_nesting < float("inf"):
         return
-    vectorized = estimator.vectorize_particles and estimator.num_particles > 1
+    vectorized = bool(estimator.vectorize_particles) and estimator.num_particles > 1
     estimator.max_plate_nesting = plate_depth(traces) + vectorized
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.util import check_model_guide_match, check_site_shape
@@ -50,10 +52,11 @@ def check_weights_agree(traces: Traces) -> None:
         guide_site = traces.guide.nodes.get(name)
         if site["is_observed"] or guide_site is None:
             continue
-        ours, theirs = (float(torch.as_tensor(s["scale"])) for s in (site, guide_site))
-        if ours != theirs:
+        ours, theirs = (torch.as_tensor(s["scale"]).double() for s in (site, guide_site))
+        if not torch.equal(ours, theirs):
+            numbers = [f"{float(s):g}" if s.dim() == 0 else f"{s}" for s in (ours, theirs)]
             raise ProgramError(
-                f"latent site {name!r} has scale {ours:g} in the model but {theirs:g} in the "
+                f"latent site {name!r} has scale {numbers[0]} in the model but {numbers[1]} in the "
                 "guide, so its KL term would be no KL. Use the same plate sizes (num_data) and "
                 "poutine.scale in both."
             )
@@ -100,21 +103,40 @@ def check_reparameterized(traces: Traces, estimator: str, instead: str = ELBO_FO
         require_reparameterized(name, site, estimator, instead)
 
 
+def check_densities(traces: Traces, sites: Sequence[str], estimator: str) -> None:
+    """Refuse a guide site whose density is not to be had at a value that is handed to it.
+
+    Raises:
+        ProgramError: a flow without an inverse, which knows its last draw's density alone.
+    """
+    for name in sites:
+        site = traces.guide.nodes[name]
+        try:
+            site["fn"].log_prob(site["value"].clone())
+        except (NotImplementedError, KeyError) as error:
+            raise ProgramError(
+                f"estimator {estimator!r} takes densities at values, and guide site {name!r} has "
+                "a flow without an inverse, which knows that of its own last draw alone; use "
+                "'pathwise'"
+            ) from error
+
+
 def check_no_subsampled_joint(traces: Traces, estimator: str) -> None:
     """Refuse a K-sample bound over latents that stand outside a subsampled plate.
 
     Raises:
         ProgramError: with a minibatch's scale inside its logarithm it would be no bound.
     """
-    latent = {name: _plates(site) for name, site in sample_sites(traces.guide)}
+    sites = [*sample_sites(traces.guide), *sample_sites(traces.model)]
+    plates = {n: _plates(s) for n, s in sites if not s["infer"].get("is_auxiliary_loss")}
     for _, site in sample_sites(traces.model):
         for frame in site["cond_indep_stack"]:
             if (frame.full_size or frame.size) == frame.size or not frame.vectorized:
                 continue
-            outside = [name for name, plates in latent.items() if frame.name not in plates]
+            outside = [name for name, names in plates.items() if frame.name not in names]
             if outside:
                 raise ProgramError(
-                    f"estimator {estimator!r} weighs a whole data set at once where a latent "
+                    f"estimator {estimator!r} weighs a whole data set at once where a site "
                     f"({outside[0]!r}) stands outside the plate {frame.name!r}; of a minibatch of "
                     "it, its objective would be no bound. Train with one batch of all data, or use "
                     "an estimator of the ELBO, such as 'pathwise' or 'leave_one_out'."

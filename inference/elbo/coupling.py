@@ -76,5 +76,6 @@ class Coupled:
     def beside(self, cost: Tensor) -> Tensor:
         """A cost (K, plates...) in the shape that multiplies the logits."""
         cost = cost.reshape(cost.shape + (1,) * len(self.fn.event_shape))
-        extra = cost.dim() - self.logits.dim()
-        return cost.flatten(0, extra) if extra > 0 else cost
+        while cost.dim() > self.logits.dim():
+            cost = cost.squeeze(0)
+        return cost

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -15,9 +14,8 @@ from inference.elbo.rao_blackwellized import downstream
 from inference.elbo.relaxation import discrete_sites, logits_of, noise_like
 from inference.elbo.score import total_cost
 from inference.elbo.terms import stacked, terms_of
-from inference.elbo.traces import Traces, run_model, run_traces, sample_sites
-from inference.elbo.wrapped import innermost
-from inference.sites import family
+from inference.elbo.traces import Traces, run_model, run_traces, sample_sites, with_value
+from inference.sites import family, innermost
 from ppl_models.errors import ProgramError
 
 _BERNOULLI = torch.distributions.Bernoulli
@@ -94,6 +92,11 @@ class DisARM(Estimator):
         elbos, score = [terms.elbo(without=names)], torch.zeros(())
         for name in names:
             branch = terms_of([r.branches[name] for r in runs], self.max_plate_nesting)
+            if branch.model.keys() != terms.model.keys():
+                raise ProgramError(
+                    f"estimator {self.name!r} compares a run with one in which {name!r} has "
+                    "another value, and the program draws other sites there; use 'leave_one_out'"
+                )
             elbos.append(branch.elbo(without=names))
             model_sites, guide_sites = downstream(terms, name)
             gap = total_cost(terms, name, model_sites, guide_sites)
@@ -111,7 +114,7 @@ def _pair_weight(run: Pair, name: str) -> Tensor:
     logits = logits_of(site["fn"])
     weight = ((site["value"] - mirrored) * logits.abs().sigmoid()).detach() * logits
     dims = tuple(range(-len(site["fn"].event_shape), 0))
-    return scale_and_mask(weight.sum(dims) if dims else weight, 1.0, site["mask"])
+    return weight.sum(dims) if dims else weight
 
 
 def _branch(
@@ -121,7 +124,7 @@ def _branch(
     order = [n for n, _ in sample_sites(trace)]
     after = set(order[order.index(name) + 1 :])
     given = trace.copy()
-    given.nodes[name] = given.nodes[name] | {"value": value}
+    given.nodes[name] = with_value(given.nodes[name], value)
     if after:
         for later in after:
             given.remove_node(later)

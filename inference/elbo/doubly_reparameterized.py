@@ -10,16 +10,19 @@ from torch import Tensor
 from inference.elbo.base import value_neutral
 from inference.elbo.checks import BOUND_FOR_DISCRETE, check_no_subsampled_joint
 from inference.elbo.path import PathEstimator, through_draws
-from inference.elbo.terms import terms_of
-from inference.elbo.traces import Traces
-from inference.elbo.weighted import common_scale, log_joint, weights_of
+from inference.elbo.terms import Scale, Terms, terms_of
+from inference.elbo.traces import Traces, sample_sites
+from inference.elbo.weighted import common_scale, log_joint, same, weights_of
+from inference.sites import is_point
+from ppl_models.errors import ProgramError
 
 
 class DoublyReparameterized(PathEstimator):
     """The gradient of ``iwae``, with a guide's part that gains signal as K grows.
 
     Model: Σ_k w̃_k ∇ log p(x, z_k). Guide: Σ_k w̃_k² ∂ log w_k / ∂z_k · dz_k/dφ, by
-    reparameterizing the score term of the bound's gradient once more.
+    reparameterizing the score term of the bound's gradient once more. Where log q is weighed by β
+    (KL warm-up), w̃² becomes β w̃² + (1 − β) w̃.
 
     References:
         Tucker, Lawson, Gu, Maddison: Doubly Reparameterized Gradient Estimators for Monte Carlo
@@ -35,7 +38,25 @@ class DoublyReparameterized(PathEstimator):
     def check(self, traces: Traces) -> None:
         """Refuse draws without gradient, and minibatches of what is one datum."""
         super().check(traces)
+        for name, site in sample_sites(traces.guide):
+            if is_point(site["fn"]):
+                raise ProgramError(
+                    f"estimator {self.name!r} takes the guide's parameters by way of the draws "
+                    f"alone, and guide site {name!r} is a point mass (as in automatic guides and "
+                    "flows by an auxiliary draw), whose value may depend on them directly; use "
+                    "'iwae' or 'vimco'"
+                )
         check_no_subsampled_joint(traces, self.name)
+
+    def _kl_weight(self, terms: Terms, scale: Scale) -> Scale:
+        """β: what log q is scaled beyond the common scale."""
+        first, *others = (term.scale for term in terms.guide.values())
+        if not all(same(first, other) for other in others):
+            raise ProgramError(
+                f"estimator {self.name!r} needs one weight for all latents, and theirs differ: "
+                f"{', '.join(terms.guide)}; use 'iwae'"
+            )
+        return 1.0 if same(first, scale) else first / scale
 
     def surrogate(self, runs: list[Any]) -> Tensor:
         """The bound, with the two parts of its gradient."""
@@ -45,7 +66,9 @@ class DoublyReparameterized(PathEstimator):
             return weights.objective()
         normalized = weights.normalized()
         of_model = (normalized * scale * log_joint(terms, terms.units(), scale)).sum()
-        of_guide = (normalized.square() * scale * weights.log_w).sum()
+        beta = self._kl_weight(terms, scale)
+        of_draws = beta * normalized.square() + (1 - beta) * normalized
+        of_guide = (of_draws * scale * weights.log_w).sum()
         if weights.auxiliary is not None:
             of_model = of_model + weights.auxiliary.mean()
             of_guide = of_guide + weights.auxiliary.mean()

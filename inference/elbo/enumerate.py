@@ -24,6 +24,7 @@ from torch import Tensor
 from inference.elbo.base import Estimator
 from inference.elbo.states import EnumerateLatents, check_enumerable
 from inference.elbo.traces import Traces, run_model
+from ppl_models.errors import ProgramError
 
 
 class Enumerate(Estimator):
@@ -79,11 +80,12 @@ class Enumerate(Estimator):
 
 def _expected_elbo(traces: Traces) -> Tensor:
     factors = _guide_factors(traces.guide)
+    plates = {symbol: plate for plate, symbol in traces.guide.plate_to_symbol.items()}
     total = torch.zeros(())
     for cost in _model_costs(traces):
-        total = total + expectation(cost, factors)
+        total = total + expectation(cost, factors, plates)
     for _, site in _samples(traces.guide):
-        total = total - expectation(site["packed"]["log_prob"], factors)
+        total = total - expectation(site["packed"]["log_prob"], factors, plates)
     return total
 
 
@@ -102,7 +104,13 @@ def _guide_factors(guide: poutine.Trace) -> dict[str, Tensor]:
 
 def _model_costs(traces: Traces) -> list[Tensor]:
     """The model's log densities, packed, with its own enumerated latents summed out."""
-    costs, log_factors, _, sum_dims, scale = _compute_model_factors(traces.model, traces.guide)
+    try:
+        costs, log_factors, _, sum_dims, scale = _compute_model_factors(traces.model, traces.guide)
+    except ValueError as error:
+        raise ProgramError(
+            f"estimator 'enumerate' cannot sum out the model's latents: {error} A weight of the KL "
+            "term (kl_warmup) is none: what is summed out has no KL term."
+        ) from error
     found = [cost for terms in costs.values() for cost in terms]
     if log_factors:
         summed = contract_tensor_tree(OrderedDict(log_factors), sum_dims)
@@ -110,12 +118,16 @@ def _model_costs(traces: Traces) -> list[Tensor]:
     return found
 
 
-def expectation(cost: Tensor, factors: dict[str, Tensor]) -> Tensor:
+def expectation(cost: Tensor, factors: dict[str, Tensor], plates: dict[str, str]) -> Tensor:
     """E_q of a packed cost, summed over its plates: a scalar.
 
     Args:
         cost: packed; along the symbols of enumerated sites, it has a value for each state.
         factors: log q of the enumerated sites by their symbol.
+        plates: names of the plates by their symbol.
+
+    Raises:
+        ProgramError: what stands outside a plate depends on enumerated sites inside it.
     """
     needed = set(cost._pyro_dims) & factors.keys()  # type: ignore[attr-defined]
     if not needed:
@@ -127,6 +139,13 @@ def expectation(cost: Tensor, factors: dict[str, Tensor]) -> Tensor:
         needed |= set(factors[symbol]._pyro_dims) & factors.keys()  # type: ignore[attr-defined]
     terms = [(f._pyro_dims, f.exp()) for f in relevant.values()]  # type: ignore[attr-defined]
     present = set().union(*(dims for dims, _ in terms))
+    inside = [plates[d] for d in present - set(cost._pyro_dims) if d in plates]  # type: ignore[attr-defined]
+    if inside:
+        raise ProgramError(
+            f"estimator 'enumerate' sums each element of plate {inside[0]!r} by itself, but a site "
+            "outside it depends on the enumerated ones inside. Write these as one site with "
+            "to_event, or use 'leave_one_out'."
+        )
     kept = "".join(d for d in cost._pyro_dims if d in present)  # type: ignore[attr-defined]
     equation = ",".join(dims for dims, _ in terms) + "->" + kept
     probability = opt_einsum.contract(equation, *(p for _, p in terms), backend="torch")

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
-from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from torch.distributions import OneHotCategorical
 
-from inference.elbo.wrapped import Wrapped, innermost
+from inference.elbo.wrapped import Wrapped
+from inference.sites import innermost, is_point
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -22,11 +23,6 @@ class ScoreSampled(Wrapped):
     """
 
     has_rsample = False
-
-
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a point mass, which has no score function."""
-    return isinstance(innermost(fn), Delta)
 
 
 class ScoreFunctionMessenger(Messenger):
@@ -49,7 +45,8 @@ class ScoreFunctionMessenger(Messenger):
             return
         self.found.add(msg["name"])
         chosen = self.sites is None or msg["name"] in self.sites
-        if chosen and fn.has_rsample and not is_point(fn):
+        draws = fn.has_rsample and not is_point(fn)
+        if (chosen and draws) or isinstance(innermost(fn), OneHotCategorical):
             msg["fn"] = ScoreSampled(fn)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inference.elbo.decaying_average import DecayingAverage, key
 from inference.elbo.terms import Plates, Terms, plates_of
-from inference.elbo.traces import Traces, sample_sites
+from inference.elbo.traces import Site, Traces, sample_sites
 from ppl_models.errors import ProgramError
 
 
@@ -53,7 +53,8 @@ class NeuralBaseline(DecayingAverage):
                     f"site stands in a plate with guide site {name!r}; use 'decaying_average' or "
                     "'leave_one_out'"
                 )
-            if not hasattr(self.state, f"{key(name)}_network"):
+            known: Any = getattr(self.state, f"{key(name)}_network", None)
+            if known is None or known[0].in_features != seen.shape[-1]:
                 self.state.add_module(f"{key(name)}_network", self._network(seen))
 
     def _network(self, seen: Tensor) -> nn.Module:
@@ -103,8 +104,22 @@ def _with_gaps(predicted: Tensor, plates: Plates, dims: int) -> list[int]:
 
 def features(traces: Traces, plates: Plates) -> Tensor | None:
     """The observed values of each element of the plates, (plates..., features), or None."""
+    if not plates:
+        return None
     found = list(_features(traces, sorted(dim for _, dim in plates), plates))
-    return torch.cat(found, dim=-1) if found and plates else None
+    return torch.cat(found, dim=-1) if found else None
+
+
+def _in_plates(site: Site, plates: Plates) -> Tensor:
+    """An observed value with the sizes of the plates, if it was given once for all of them."""
+    value, batch = site["value"].detach(), site["fn"].batch_shape
+    event_dim = len(site["fn"].event_shape)
+    depth = max(-dim for _, dim in plates)
+    own = [1] * (depth + event_dim - value.dim()) + list(value.shape)
+    value, shape = value.reshape(own), own
+    for _, dim in plates:
+        shape[dim - event_dim] = batch[dim]
+    return value.expand(shape)
 
 
 def _features(traces: Traces, dims: list[int], plates: Plates) -> Iterator[Tensor]:
@@ -112,7 +127,7 @@ def _features(traces: Traces, dims: list[int], plates: Plates) -> Iterator[Tenso
         auxiliary = site["infer"].get("is_auxiliary_loss")
         if not site["is_observed"] or auxiliary or not plates <= plates_of(site):
             continue
-        value = site["value"].detach()
+        value = _in_plates(site, plates)
         event_dim = len(site["fn"].event_shape)
         value = value.movedim([d - event_dim for d in dims], list(range(len(dims))))
         flat = value.flatten(len(dims)) if value.dim() > len(dims) else value.unsqueeze(-1)

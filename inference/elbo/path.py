@@ -11,8 +11,9 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from inference.elbo.base import Estimator
-from inference.elbo.checks import ELBO_FOR_DISCRETE, check_reparameterized
-from inference.elbo.traces import Traces, run_model
+from inference.elbo.checks import ELBO_FOR_DISCRETE, check_densities, check_reparameterized
+from inference.elbo.traces import Traces, run_model, sample_sites, with_value
+from inference.sites import is_point
 
 
 class Gate:
@@ -38,7 +39,7 @@ class _Gated(torch.autograd.Function):
 
 
 class GatedDraws(Messenger):
-    """Puts a gate behind each draw of a guide.
+    """Puts a gate behind each draw of a guide; a point mass is no draw.
 
     While the gate is closed, a gradient with respect to a draw is the partial one: the draws
     that depend on it are held fixed.
@@ -54,7 +55,10 @@ class GatedDraws(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
-        if msg["is_observed"] or isinstance(msg["fn"], _Subsample) or not value.requires_grad:
+        fn = msg["fn"]
+        if msg["is_observed"] or isinstance(fn, _Subsample) or is_point(fn):
+            return
+        if not value.requires_grad:
             return
         self.before[msg["name"]] = value
         msg["value"] = self.behind[msg["name"]] = self.gate(value)
@@ -82,6 +86,7 @@ class PathEstimator(Estimator):
     def check(self, traces: Traces) -> None:
         """Refuse draws without gradient."""
         check_reparameterized(traces, self.name, self.instead)
+        check_densities(traces, [name for name, _ in sample_sites(traces.guide)], self.name)
 
     def run(self, model: Any, guide: Any, args: Any, kwargs: Any) -> PathTraces:
         """The guide with a gate behind each draw, and the model with one before it."""
@@ -90,7 +95,7 @@ class PathEstimator(Estimator):
         into_model = Gate()
         given = guide_trace.copy()
         for name, value in draws.behind.items():
-            given.nodes[name] = given.nodes[name] | {"value": into_model(value)}
+            given.nodes[name] = with_value(given.nodes[name], into_model(value))
         traces = PathTraces(run_model(model, given, args, kwargs), guide_trace)
         traces.draws, traces.into_model = draws, into_model
         return traces
@@ -115,4 +120,4 @@ def through_draws(objective: Tensor, runs: list[PathTraces]) -> Tensor:
     found = [
         (g.detach() * z).sum() for g, (z, _) in zip(partial, pairs, strict=True) if g is not None
     ]
-    return sum(found[1:], found[0])
+    return sum(found, torch.zeros(()))

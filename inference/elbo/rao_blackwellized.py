@@ -13,7 +13,7 @@ from inference.elbo.terms import Terms
 class RaoBlackwellized(ScoreFunction):
     """The score function, where a site's cost is what lies downstream of it.
 
-    What cannot depend on a site's draw has no part in its gradient but noise. Left out are the
+    What cannot depend on a site's draw adds zero in expectation to its gradient. Left out are the
     log q of what the guide drew before it; the log p of sites of the model that, with all that
     the model drew before them, were drawn before it in the guide; and other turns of a
     sequential plate. Other data of a plate are left out by every estimator here.
@@ -42,12 +42,12 @@ def downstream(terms: Terms, site: str) -> tuple[list[str], list[str]]:
     """
     order = [*terms.guide]
     drawn_before = set(order[: order.index(site)])
-    own = terms.guide[site]
+    own = terms.own_slices(site)
     model, needed = [], set()  # needed: latents that the model has drawn so far
     for name, term in terms.model.items():
         if not term.observed:
             needed.add(name)
-        if not needed <= drawn_before and not term.independent_of(own):
+        if not needed <= drawn_before and not term.of_another_turn(own):
             model.append(name)
-    guide = [n for n in order if n not in drawn_before and not terms.guide[n].independent_of(own)]
+    guide = [n for n in order if n not in drawn_before and not terms.guide[n].of_another_turn(own)]
     return model, guide

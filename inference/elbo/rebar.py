@@ -25,7 +25,7 @@ from inference.elbo.relaxation import (
 )
 from inference.elbo.score import total_cost
 from inference.elbo.terms import gather, plates_of, stacked, sum_to, terms_of
-from inference.elbo.traces import Traces, run_model, run_traces, sample_sites
+from inference.elbo.traces import Traces, run_model, run_traces, sample_sites, with_value
 from ppl_models.errors import PplError, ProgramError
 
 
@@ -155,8 +155,8 @@ class Rebar(Estimator):
         leaf = value.detach().requires_grad_()
         given = guide.copy()
         for name, site in sample_sites(guide):
-            given.nodes[name] = dict(site) | {"value": site["value"].detach()}
-        given.nodes[self.site] = given.nodes[self.site] | {"value": leaf}
+            given.nodes[name] = with_value(site, site["value"].detach())
+        given.nodes[self.site] = with_value(given.nodes[self.site], leaf)
         with RelaxMessenger(self.temperature, False, sites=[self.site]):
             return leaf, Traces(run_model(model, given, args, kwargs), given)
 
@@ -190,24 +190,27 @@ class Rebar(Estimator):
     def _parts(self, run: Any, at_draw: Tensor) -> Parts:
         coupled = run.coupled
         (soft, soft_run), (cond, cond_run) = run.soft, run.conditional
-        at_soft, at_cond = self._cost(run, soft, soft_run), self._cost(run, cond, cond_run)
-        of_soft, of_cond = torch.autograd.grad(at_soft.sum() + at_cond.sum(), (soft, cond))
+        at_soft, at_cond = self._costs(run, soft, soft_run), self._costs(run, cond, cond_run)
+        total = torch.stack([cost.sum() for cost in at_soft + at_cond]).sum()
+        of_soft, of_cond = torch.autograd.grad(total, (soft, cond))
         leaf, score = coupled.leaf(), coupled.score()
         pulled = (of_soft * coupled.soft(leaf) - of_cond * coupled.conditional(leaf)).sum()
         (through,) = torch.autograd.grad(pulled, leaf)
+        per_plate = sum(at_cond[1:], at_cond[0]).detach()
         return Parts(
             score=coupled.beside(at_draw) * score,
-            control=through - coupled.beside(at_cond.detach()) * score,
+            control=through - coupled.beside(per_plate) * score,
         )
 
-    def _cost(self, main: Any, value: Tensor, run: Traces) -> Tensor:
-        """The ELBO's terms downstream of the site at a value of it, (K, the site's plates)."""
+    def _costs(self, main: Any, value: Tensor, run: Traces) -> list[Tensor]:
+        """The ELBO's terms downstream of the site at a value of it, each (K, plates...)."""
         site, depth = main.guide.nodes[self.site], self.max_plate_nesting
         log_q = linear_log_prob(site["fn"], main.coupled.logits.detach(), value)
         log_q = scale_and_mask(log_q, site["scale"], site["mask"])
-        cost = -stacked([log_q], int(depth), self.vectorized)
         target = plates_of(site)
-        for name, term in gather([run.model], depth).items():
-            if name in self.downstream:
-                cost = cost + sum_to(term.scaled(), term.plates, target)
-        return cost
+        found = [
+            sum_to(term.scaled(), term.plates, target)
+            for name, term in gather([run.model], depth).items()
+            if name in self.downstream
+        ]
+        return [-stacked([log_q], int(depth), self.vectorized), *found]

@@ -28,6 +28,7 @@ class ControlVariate(nn.Module):
     def __init__(self, event_dim: int, widths: tuple[int, int], hidden_dim: int) -> None:
         super().__init__()
         self.event_dim = event_dim
+        self.widths = widths
         self.of_value = nn.Linear(widths[0], hidden_dim)
         self.of_data = nn.Linear(widths[1], hidden_dim, bias=False) if widths[1] else None
         self.last = nn.Linear(hidden_dim, 1, bias=False)  # a constant is no control variate
@@ -70,11 +71,11 @@ class Relax(Rebar):
     def prepare(self, traces: Traces) -> None:
         """Make the network."""
         super().prepare(traces)
-        if not hasattr(self.state, "network"):
-            fn = traces.guide.nodes[self.site]["fn"]
+        fn, seen = traces.guide.nodes[self.site]["fn"], self._data(traces)
+        widths = fn.event_shape.numel(), 0 if seen is None else seen.shape[-1]
+        known: Any = getattr(self.state, "network", None)
+        if known is None or known.widths != widths:
             like = logits_of(fn).detach()
-            seen = self._data(traces)
-            widths = fn.event_shape.numel(), 0 if seen is None else seen.shape[-1]
             network = ControlVariate(len(fn.event_shape), widths, self.hidden_dim)
             self.state.add_module("network", network.to(like))
             self.state.add_module("scale", RunningMoments(self.decay, like))
@@ -90,10 +91,19 @@ class Relax(Rebar):
         (through,) = torch.autograd.grad((at_soft - at_cond).sum(), leaf, create_graph=True)
         at_cond = at_cond.reshape(at_cond.shape + (1,) * len(coupled.fn.event_shape))
         scale = moments.scale()
-        gradient = rebar + scale * (through - at_cond * coupled.score())
+        of_network = through - at_cond * coupled.score()
+        gradient = rebar + scale * self._masked(of_network, run)
         moments.update(parts.score)
         learned = (gradient.detach() * coupled.logits).sum()
         return learned - value_neutral((gradient / scale).square().mean())
+
+    def _masked(self, of_network: Tensor, run: Traces) -> Tensor:
+        """Zero where the site is masked out."""
+        site = run.guide.nodes[self.site]
+        if not isinstance(site["mask"], Tensor):
+            return of_network
+        mask = site["mask"].reshape(site["mask"].shape + (1,) * len(site["fn"].event_shape))
+        return torch.where(mask, of_network, 0.0)
 
     def _data(self, run: Traces) -> Tensor | None:
         """The observed values of each datum, or None."""

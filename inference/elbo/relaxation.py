@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 
 from inference.elbo.traces import Site, Traces, sample_sites
-from inference.elbo.wrapped import Wrapped, innermost
-from inference.sites import family
+from inference.elbo.wrapped import Wrapped
+from inference.sites import family, innermost
 from ppl_models.errors import ProgramError
 
 _ONE_HOT, _BERNOULLI = torch.distributions.OneHotCategorical, torch.distributions.Bernoulli
@@ -111,6 +111,7 @@ class Relaxed(Wrapped):
 def linear_log_prob(fn: Any, logits: Tensor, value: Tensor) -> Tensor:
     """Log density of a discrete distribution, continued linearly to soft values, (batch...)."""
     softplus = torch.nn.functional.softplus
+    logits = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 · −∞ of an impossible state
     terms = value * logits if is_one_hot(fn) else value * logits - softplus(logits)
     dims = tuple(range(-len(fn.event_shape), 0))
     return terms.sum(dims) if dims else terms

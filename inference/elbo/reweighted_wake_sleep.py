@@ -8,11 +8,11 @@ from torch import Tensor
 
 from inference.elbo.base import value_neutral
 from inference.elbo.checks import check_no_subsampled_joint
-from inference.elbo.handlers import is_point
 from inference.elbo.score import ScoreEstimator
 from inference.elbo.terms import sum_to
 from inference.elbo.traces import Traces, sample_sites
 from inference.elbo.weighted import common_scale, log_joint, weights_of
+from inference.sites import is_point
 from ppl_models.errors import ProgramError
 
 
@@ -50,7 +50,7 @@ class ReweightedWakeSleep(ScoreEstimator):
                 raise ProgramError(
                     f"estimator {self.name!r} learns the guide by its density at given values, and "
                     f"guide site {name!r} is a point mass (as in automatic guides and flows by an "
-                    "auxiliary draw); use 'vimco' or 'doubly_reparameterized'"
+                    "auxiliary draw); use 'iwae' or 'vimco'"
                 )
 
     def surrogate(self, runs: list[Traces]) -> Tensor:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from inference.elbo.base import Estimator, value_neutral
-from inference.elbo.handlers import ScoreFunctionMessenger, is_point
+from inference.elbo.checks import check_densities
+from inference.elbo.handlers import ScoreFunctionMessenger
 from inference.elbo.terms import Terms, sum_to, terms_of
 from inference.elbo.traces import Traces, run_traces, sample_sites
+from inference.sites import is_point
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -47,6 +49,7 @@ class ScoreEstimator(Estimator):
         """Choose the sites with ``rsample`` that take the score function all the same."""
         super().prepare(traces)
         self._forced = self._choose(traces)
+        check_densities(traces, self.score_sites(traces), self.name)
 
     def plan(self) -> tuple[Any, ...]:
         """Also the sites that take the score function."""
@@ -102,8 +105,11 @@ class ScoreFunction(ScoreEstimator):
         terms = self.terms(runs)
         score = torch.zeros(())
         for site in terms.score_sites():
-            signal = self.signal(terms, site, self.cost(terms, site), runs)
-            score = score + (terms.guide[site].log_prob * signal).sum()
+            cost, mask = self.cost(terms, site), terms.guide[site].mask
+            signal = self.signal(terms, site, cost, runs)
+            if mask is not None:  # what is masked out has no baseline, for it may cost nothing
+                signal = torch.where(mask, signal, cost)
+            score = score + (terms.guide[site].score * signal).sum()
         elbo = terms.elbo(without=terms.score_sites())
         return elbo + value_neutral(score / self.num_particles) - self.baseline_loss()
 
@@ -122,7 +128,7 @@ class ScoreFunction(ScoreEstimator):
 
 def total_cost(terms: Terms, site: str, model: list[str], guide: list[str]) -> Tensor:
     """The ELBO's terms of these sites, summed to the plates of one, (K, plates...), detached."""
-    target = terms.guide[site].plates
+    target = terms.own_plates(site)
     cost = torch.zeros(())
     for sign, found in (
         (1, [terms.model[n] for n in model]),

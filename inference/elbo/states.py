@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Container
 from typing import Any
 
@@ -12,8 +11,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from inference.elbo.traces import Site, Traces, sample_sites
-from inference.elbo.wrapped import Wrapped, innermost
-from inference.sites import family
+from inference.elbo.wrapped import Wrapped
+from inference.sites import family, innermost
 from ppl_models.errors import ProgramError
 
 MAX_STATES = 4096
@@ -38,8 +37,8 @@ class JointStates(Wrapped):
         own = len(element.event_shape)  # of a one-hot vector
         states = states.reshape(len(states), *element.event_shape)
         count = self.event_shape[: len(self.event_shape) - own].numel()
-        table = list(itertools.product(range(len(states)), repeat=count))
-        joint = states[torch.tensor(table, device=states.device)]
+        each = torch.arange(len(states), device=states.device)
+        joint = states[torch.cartesian_prod(*[each] * count).reshape(-1, count)]
         joint = joint.reshape(-1, *[1] * len(self.batch_shape), *self.event_shape)
         return joint.expand(-1, *self.batch_shape, *self.event_shape) if expand else joint
 

@@ -5,6 +5,7 @@ Shapes: K particles; plates: right-aligned, as in Pyro, one of size 1 where a si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,14 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
-from inference.elbo.traces import PARTICLES, Site, Traces, log_prob_of, sample_sites
+from inference.elbo.traces import (
+    PARTICLES,
+    Site,
+    Traces,
+    log_prob_of,
+    masked_log_prob,
+    sample_sites,
+)
 from ppl_models.errors import ProgramError
 
 Plates = frozenset[tuple[str, int]]
@@ -26,8 +34,14 @@ class Term:
 
     log_prob: Tensor
     """(K, plates...), masked, without scale."""
+    score: Tensor
+    """The same without mask: of the draw as it was made."""
+    mask: Tensor | None
+    """(K, plates...), or None."""
     scale: Scale
     """Of subsampling and ``poutine.scale``."""
+    plate_scale: float
+    """Of subsampling alone."""
     plates: Plates
     slices: frozenset[tuple[str, int]]
     """Name of sequential plates, and the turn that the site was drawn in."""
@@ -41,10 +55,10 @@ class Term:
         """With the scale: what it adds to the ELBO."""
         return self.log_prob if _is_one(self.scale) else self.log_prob * self.scale
 
-    def independent_of(self, other: Term) -> bool:
-        """Whether they are of different turns of one sequential plate."""
+    def of_another_turn(self, slices: frozenset[tuple[str, int]]) -> bool:
+        """Whether it was drawn in another turn of one of these sequential plates."""
         mine = dict(self.slices)
-        return any(mine.get(name, turn) != turn for name, turn in other.slices)
+        return any(mine.get(name, turn) != turn for name, turn in slices)
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,21 @@ class Terms:
         """
         terms = [t for t in (*self.model.values(), *self.guide.values()) if not t.auxiliary]
         return frozenset.intersection(*(t.plates for t in terms))
+
+    def own_plates(self, site: str) -> Plates:
+        """The plates across which a guide site's draws cannot meet: its costs are per element.
+
+        They meet in a later site of the guide that stands outside a plate and may depend on all.
+        """
+        order = [*self.guide]
+        later = [self.guide[name].plates for name in order[order.index(site) + 1 :]]
+        return self.guide[site].plates.intersection(*later)
+
+    def own_slices(self, site: str) -> frozenset[tuple[str, int]]:
+        """The same of sequential plates: those that no later site of the guide stands outside."""
+        order = [*self.guide]
+        names = [{n for n, _ in self.guide[o].slices} for o in order[order.index(site) + 1 :]]
+        return frozenset(s for s in self.guide[site].slices if all(s[0] in n for n in names))
 
     def score_sites(self) -> list[str]:
         """Guide sites whose draws carry no gradient."""
@@ -87,7 +116,11 @@ class Terms:
 
     def auxiliary(self) -> Tensor | None:
         """−auxiliary losses of each particle, (K,), or None if there are none."""
-        found = [t.scaled().flatten(1).sum(1) for t in self.model.values() if t.auxiliary]
+        found = [
+            t.scaled().reshape(self.num_particles, -1).sum(1)
+            for t in self.model.values()
+            if t.auxiliary
+        ]
         return sum(found[1:], found[0]) if found else None
 
 
@@ -121,10 +154,14 @@ def _term(sites: list[Site], depth: int) -> Term:
     first = sites[0]
     frames = [f for f in first["cond_indep_stack"] if f.name != PARTICLES]
     vectorized = len(frames) < len(first["cond_indep_stack"])
+    masks = [site["mask"] for site in sites if isinstance(site["mask"], Tensor)]
     return Term(
-        log_prob=stacked([log_prob_of(site) for site in sites], depth, vectorized),
+        mask=stacked(masks, depth, vectorized) if masks else None,
+        log_prob=stacked([masked_log_prob(site) for site in sites], depth, vectorized),
+        score=stacked([log_prob_of(site) for site in sites], depth, vectorized),
         scale=first["scale"],
         plates=plates_of(first),
+        plate_scale=math.prod((f.full_size or f.size) / f.size for f in frames if f.vectorized),
         slices=frozenset((f.name, f.counter) for f in frames if not f.vectorized),
         observed=bool(first["is_observed"]),
         reparameterized=bool(first["fn"].has_rsample),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pyro import poutine
@@ -10,7 +10,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-Site = Mapping[str, Any]
+from inference.sites import innermost
+
+Site = dict[str, Any]
 PARTICLES = "num_particles_vectorized"
 """Name of the plate of vectorized particles, as in Pyro."""
 
@@ -38,24 +40,58 @@ def run_model(
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace, without those by which plates record their subsample."""
+    """The sample sites of a trace, without plates' subsamples and ``pyro.deterministic`` values."""
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
+        if site.get("type") != "sample" or isinstance(site["fn"], _Subsample):
+            continue
+        if not site["infer"].get("_deterministic"):
             yield name, site
 
 
+_DENSITY = "_ppl_log_prob"
+
+
 def log_prob_of(site: Site) -> Tensor:
+    """Log density of a site's value, without mask and scale: batch shape.
+
+    It is taken once: a flow without an inverse knows that of its last draw alone.
+    """
+    if _DENSITY not in site:
+        site[_DENSITY] = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    found: Tensor = site[_DENSITY]
+    return found
+
+
+def with_value(site: Site, value: Tensor) -> Site:
+    """The site with another value."""
+    return {k: v for k, v in site.items() if k != _DENSITY} | {"value": value}
+
+
+def masked_log_prob(site: Site) -> Tensor:
     """Log density of a site's value, with its mask and without its scale: batch shape."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, 1.0, site["mask"])
+    return scale_and_mask(log_prob_of(site), 1.0, site["mask"])
 
 
 def scaled_log_prob(site: Site) -> Tensor:
     """Log density of a site's value, with the site's scale and mask: batch shape."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return scale_and_mask(log_prob, site["scale"], site["mask"])
+    return scale_and_mask(log_prob_of(site), site["scale"], site["mask"])
 
 
-def site_names(traces: Traces) -> tuple[str, ...]:
-    """Names of the sites, guide's and model's: the structure of a program."""
-    return tuple(name for trace in (traces.guide, traces.model) for name, _ in sample_sites(trace))
+def same_subsample(fn: Callable[..., Any], traces: Traces) -> Callable[..., Any]:
+    """A model or guide whose plates draw the same data as in a run; as it is, if none draws."""
+    drawn = poutine.Trace()
+    for trace in traces:
+        for name, site in trace.nodes.items():
+            subsample = site.get("type") == "sample" and isinstance(site["fn"], _Subsample)
+            if subsample and name not in drawn.nodes:
+                drawn.add_node(name, **site)
+    return poutine.replay(fn, trace=drawn) if len(drawn.nodes) else fn
+
+
+def structure(traces: Traces) -> tuple[Any, ...]:
+    """Names, kinds, events and depth of plates of the sites, guide's and model's."""
+    return tuple(
+        (name, type(innermost(site["fn"])), site["fn"].event_shape, len(site["cond_indep_stack"]))
+        for trace in (traces.guide, traces.model)
+        for name, site in sample_sites(trace)
+    )

@@ -49,7 +49,7 @@ class VIMCO(ScoreEstimator):
             signal = signal + others.reshape(-1, *[1] * (signal.dim() - 1))
         score = torch.zeros(())
         for site in terms.score_sites():
-            log_q = sum_to(terms.guide[site].log_prob, terms.guide[site].plates, units)
+            log_q = sum_to(terms.guide[site].score, terms.guide[site].plates, units)
             score = score + (log_q * signal).sum()
         return weights.objective() + value_neutral(score)
 

@@ -17,9 +17,10 @@ from inference.elbo.terms import Plates, Scale, Term, Terms, sum_to
 class Weights:
     """Log weights of K particles.
 
-    The scale that every site shares (that of a minibatch, say) stands outside the logarithm: a
-    bound times a scale is a bound on the evidence times it. What a site is scaled beyond that (a
-    weight of the KL term) stands inside, with the site's log density.
+    The scale that the observed sites share (that of a minibatch, say) stands outside the
+    logarithm: a bound times a scale is a bound on the evidence times it. What a site is scaled
+    beyond that (a weight of the KL term, or of one likelihood among several) stands inside, with
+    the site's log density.
     """
 
     log_w: Tensor
@@ -73,13 +74,22 @@ def _in_units(term: Term, units: Plates, scale: Scale) -> Tensor:
 
 def _relative(term: Term, scale: Scale) -> Tensor:
     """A term in units of the common scale."""
-    same = term.scale is scale or (
-        not isinstance(scale, Tensor) and not isinstance(term.scale, Tensor) and term.scale == scale
-    )
-    return term.log_prob if same else term.log_prob * (term.scale / scale)
+    return term.log_prob if same(term.scale, scale) else term.log_prob * (term.scale / scale)
 
 
 def common_scale(terms: Terms) -> Scale:
-    """The scale that the sites share: that of the first observed one."""
+    """The scale that the observed sites share; that of their plates, where they differ."""
     observed = [t for t in terms.model.values() if t.observed and not t.auxiliary]
-    return observed[0].scale if observed else 1.0
+    if not observed:
+        return 1.0
+    first = observed[0]
+    if all(same(t.scale, first.scale) for t in observed):
+        return first.scale
+    return first.plate_scale
+
+
+def same(scale: Scale, other: Scale) -> bool:
+    """Whether two scales are one; of tensors, no value is read."""
+    if isinstance(scale, Tensor) or isinstance(other, Tensor):
+        return scale is other
+    return scale == other

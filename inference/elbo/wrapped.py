@@ -6,7 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.distributions import Categorical, OneHotCategorical
+
+from inference.sites import innermost
 
 
 class Wrapped(TorchDistribution):
@@ -17,6 +21,7 @@ class Wrapped(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {}
+    is_wrapper = True
 
     def __init__(self, base_dist: Any) -> None:
         self.base_dist = base_dist
@@ -55,17 +60,25 @@ class Wrapped(TorchDistribution):
         return self.base_dist.enumerate_support(expand)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """A draw, detached."""
+        """A draw, detached.
+
+        A copy of what is drawn: a flow's cache would know the draw itself, and take its density
+        from where it came from, which has no gradient here.
+        """
         with torch.no_grad():
-            return self.base_dist.sample(torch.Size(sample_shape))
+            return _draw(self.base_dist, torch.Size(sample_shape)).clone()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Of the distribution within."""
         return self.base_dist.log_prob(value)
 
 
-def innermost(fn: Any) -> Any:
-    """A distribution without ``to_event`` and other wrappers."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
+def _draw(fn: Any, sample_shape: torch.Size) -> Tensor:
+    """A draw, without reading a value: torch's of a one-hot distribution does."""
+    base = innermost(fn)
+    if not isinstance(base, OneHotCategorical) or isinstance(fn, ExpandedDistribution):
+        return fn.sample(sample_shape)
+    logits = base.logits
+    index = Categorical(logits=logits, validate_args=False).sample(sample_shape)
+    zeros = torch.zeros(sample_shape + logits.shape, dtype=logits.dtype, device=logits.device)
+    return zeros.scatter(-1, index.unsqueeze(-1), 1.0)

@@ -1,4 +1,7 @@
-"""The estimators against closed forms; chances of failing by luck are stated."""
+"""Values of the losses, structured guides, and estimators by name; luck is stated.
+
+Gradients are in ``test_elbo_closed_forms.py`` and its neighbours.
+"""
 
 from __future__ import annotations
 
@@ -8,64 +11,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import BernoulliToy, GaussianToy, GlobalMean, tiny_images, tiny_vae
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
-from torch.func import functional_call
-from torch.fx.experimental.proxy_tensor import make_fx
+from elbo_helpers import CONTINUOUS, make, served
+from programs import GaussianToy, GlobalMean
+from pyro.infer import Trace_ELBO
 
 from inference.elbo import ESTIMATORS, AnalyticKL, Pathwise, make_estimator
 from ppl_models import PplError, ProgramError, as_program, auxiliary_loss
 
 S2 = 0.25  # s² of the toy
 X = torch.tensor([1.7])
-
-
-def gradients(toy: GaussianToy, estimator, draws: int) -> dict[str, torch.Tensor]:
-    """Single-draw gradients of the ELBO, (draws,), by parameter."""
-    rows: dict[str, list[float]] = {name: [] for name, _ in toy.named_parameters()}
-    for _ in range(draws):
-        toy.zero_grad()
-        (-estimator.differentiable_loss(toy.model, toy.guide, X)).backward()
-        for name, parameter in toy.named_parameters():
-            rows[name].append(float(parameter.grad))
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
-
-
-def exact(toy: GaussianToy) -> dict[str, float]:
-    b, m, sigma2 = toy.b.item(), toy.m.item(), math.exp(2 * toy.log_sigma.item())
-    return {
-        "m": (1.7 - m - b) / S2 - m,
-        "log_sigma": 1 - sigma2 * (1 + 1 / S2),
-        "b": (1.7 - m - b) / S2,
-    }
-
-
-@pytest.mark.parametrize("estimator", [Pathwise(), AnalyticKL()], ids=lambda e: e.name)
-def test_gradients_are_unbiased(estimator):
-    """Mean of 4,000 draws within 4.5 standard errors: luck fails each of 6 with p < 7e-6."""
-    toy = GaussianToy()
-    found = gradients(toy, estimator, 4000)
-    for name, value in exact(toy).items():
-        se = float(found[name].std()) / math.sqrt(4000)
-        assert abs(float(found[name].mean()) - value) < 4.5 * se, name
-
-
-def test_single_draw_variances_are_the_closed_forms():
-    """Variances within 15 %; the standard error at 4,000 draws is 2-4 %: p < 1e-4."""
-    toy = GaussianToy()
-    sigma2 = math.exp(2 * toy.log_sigma.item())
-    a = exact(toy)["m"]
-    pathwise = gradients(toy, Pathwise(), 4000)
-    analytic = gradients(toy, AnalyticKL(), 4000)
-    curvature = 1 + 1 / S2
-    expected = {
-        "m": sigma2 * curvature**2,
-        "log_sigma": sigma2 * a**2 + 2 * sigma2**2 * curvature**2,
-    }
-    for name, value in expected.items():
-        assert float(pathwise[name].var()) == pytest.approx(value, rel=0.15), name
-    assert float(analytic["m"].var()) == pytest.approx(sigma2 / S2**2, rel=0.15)
 
 
 def test_the_loss_is_the_elbo_in_closed_form():
@@ -80,20 +34,25 @@ def test_the_loss_is_the_elbo_in_closed_form():
         assert loss == pytest.approx(kl - fit_term, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", CONTINUOUS)
 @pytest.mark.parametrize("vectorize", [False, True])
 def test_particles_average(name, vectorize):
     """A batch of the same datum n times costs n times the loss, whatever the particles."""
     toy = GaussianToy(log_sigma=-20.0)  # no noise: every draw gives the same number
-    estimator = ESTIMATORS[name](num_particles=7, vectorize_particles=vectorize)
-    one = ESTIMATORS[name]().loss(toy.model, toy.guide, X)
+    estimator = make(name, 7, vectorize_particles=vectorize)
+    one = make(name).loss(toy.model, toy.guide, X)
     assert estimator.loss(toy.model, toy.guide, X.expand(3)) == pytest.approx(3 * one, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_scale_and_subsampling_weigh_the_objective(name):
-    estimator = ESTIMATORS[name]()
-    mean = as_program(GlobalMean())
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pathwise", "analytic_kl", "sticking_the_landing"),
+        *("score_function", "rao_blackwellized", "decaying_average"),
+    ],
+)
+def test_subsampling_weighs_the_likelihood_of_a_global_latent(name):
+    estimator, mean = make(name), as_program(GlobalMean())
     x = torch.tensor([0.5, -1.0])
 
     def loss(num_data):
@@ -106,12 +65,6 @@ def test_scale_and_subsampling_weigh_the_objective(name):
     mu = torch.randn(())
     log_lik = float(dist.Normal(mu, 1.0).log_prob(x).sum())
     assert small - large == pytest.approx(99 * log_lik, rel=1e-3)
-
-    toy = GaussianToy()
-    torch.manual_seed(2)
-    half = estimator.loss(poutine.scale(toy.model, 0.5), poutine.scale(toy.guide, 0.5), X)
-    torch.manual_seed(2)
-    assert half == pytest.approx(0.5 * estimator.loss(toy.model, toy.guide, X), rel=1e-5)
 
 
 def correlated(order: str):
@@ -166,78 +119,26 @@ def test_a_kl_without_formula_falls_back_to_the_draw():
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_auxiliary_losses_enter_the_objective(name):
-    toy = GaussianToy()
+    program, estimator = served(name)(4), make(name)
 
     def with_penalty(x):
         with pyro.plate("penalized", len(x), dim=-1):
             auxiliary_loss("penalty", torch.full((len(x),), 2.5))
-        return toy.model(x)
+        return program.model(x)
 
-    estimator = ESTIMATORS[name]()
-    torch.manual_seed(0)
-    plain = estimator.loss(toy.model, toy.guide, X.expand(4))
-    torch.manual_seed(0)
-    penalized = estimator.loss(with_penalty, toy.guide, X.expand(4))
-    assert penalized - plain == pytest.approx(10.0, rel=1e-4)
-    assert Trace_ELBO().loss(with_penalty, toy.guide, X) > 2.0  # stock Pyro takes it too
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_discrete_latents_are_refused_by_site(name):
-    toy = BernoulliToy()
-    with pytest.raises(ProgramError, match=r"guide site 'b' is Bernoulli.*TraceGraph_ELBO"):
-        ESTIMATORS[name]().loss(toy.model, toy.guide, X)
+    losses = []
+    for model in (program.model, with_penalty):
+        torch.manual_seed(0)
+        losses.append(estimator.loss(model, program.guide, program.data()))
+    assert losses[1] - losses[0] == pytest.approx(10.0, rel=1e-4)
+    assert Trace_ELBO().loss(with_penalty, program.guide, program.data()) > 2.0  # stock Pyro too
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", CONTINUOUS)
 def test_a_latent_missing_from_the_guide_is_refused(name):
     toy = GaussianToy()
     with pytest.raises(ProgramError, match="latent site 'z' of the model is not in the guide"):
-        ESTIMATORS[name]().loss(toy.model, lambda x: None, X)
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_stock_svi_trains_with_it(name):
-    vae, x = tiny_vae(), tiny_images(50)
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), ESTIMATORS[name]())
-    losses = [svi.step(x) for _ in range(60)]
-    assert losses[-1] < 0.9 * losses[0]
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-@pytest.mark.parametrize("particles", [1, 3])
-def test_loss_and_gradients_trace_into_one_graph(name, particles):
-    """No tensor's value is read in Python: make_fx gets loss and gradients, and both are right."""
-    program, x = as_program(tiny_vae()), tiny_images(6)
-    estimator = ESTIMATORS[name](num_particles=particles)
-    parameters = {k: v.detach().clone() for k, v in program.named_parameters()}
-
-    class Loss(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.program = program
-
-        def forward(self, x):
-            return estimator.differentiable_loss(
-                self.program.run_model, self.program.run_guide, {"x": x}
-            )
-
-    module = Loss()
-
-    def loss_and_gradients(values, x):
-        values = {k: v.requires_grad_() for k, v in values.items()}
-        named = {f"program.{k}": v for k, v in values.items()}
-        loss = functional_call(module, named, (x,))
-        return [loss, *torch.autograd.grad(loss, list(values.values()))]
-
-    with program.scope(), pyro.validation_enabled(False):
-        graph = make_fx(loss_and_gradients)(parameters, x)
-        torch.manual_seed(3)
-        traced = graph(parameters, x)
-        torch.manual_seed(3)
-        eager = loss_and_gradients(parameters, x)
-    for ours, theirs in zip(traced, eager, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        make(name).loss(toy.model, lambda x: None, X)
 
 
 def test_estimators_by_name_path_and_object():

@@ -204,3 +204,12 @@ def test_every_estimator_trains_on_cuda(name):
     fitted = quick(program, tiny_images(200), estimator=name, num_particles=4, device="cuda")
     assert next(fitted.program.parameters()).is_cuda
     assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
+
+
+def test_left_open_it_loops_in_stock_pyro():
+    """An estimator by name, used outside of ``fit``: nobody has asked the program."""
+    toy = TinyBits()
+    loss = make_estimator("leave_one_out", 3).differentiable_loss(
+        toy.model, toy.guide, tiny_images(4)
+    )
+    assert torch.isfinite(loss)
