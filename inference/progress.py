@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-
-with warnings.catch_warnings():  # without ipywidgets it says so, and draws a bar of text
-    warnings.simplefilter("ignore")
-    from tqdm.auto import tqdm
+from tqdm.auto import tqdm
 
 
 def watched() -> bool:

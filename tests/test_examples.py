@@ -42,7 +42,8 @@ def outputs(notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
-def test_a_notebook_runs_from_top_to_bottom(name):
+def test_a_notebook_runs_from_top_to_bottom(name, monkeypatch):
+    monkeypatch.setenv("PYTHONWARNINGS", "ignore")  # of what is not installed, such as ipywidgets
     notebook = nbformat.read(ROOT / "examples" / name, as_version=4)
     shown = [o["output_type"] for o in outputs(notebook)]
     chosen = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
