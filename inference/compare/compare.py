@@ -269,7 +269,7 @@ def _bias(problem: Problem, runner: _Runner, reference: Reference) -> dict[str, 
     se = (lengths.variance_of_mean + noise).sqrt()
     norm = problem.layout.sum_by_group(reference.mean**2).sqrt()
     # Of float32, in sums of the loss's size too; the last group is of all parameters.
-    rounding = 1e-5 * norm + 1e-7 * (norm[-1] + runner.losses.mean.abs())
+    rounding = 1e-5 * norm + 1e-6 * (norm[-1] + runner.losses.mean.abs())
     z = torch.where((bias.abs() <= rounding) & (se <= rounding), 0.0, bias / se)
     off = moments.squared_distance(reference.mean, reference.noise)
     return {"bias": bias, "bias_se": se, "bias_z": z, "mse": moments.variance + off}

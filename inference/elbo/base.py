@@ -156,7 +156,14 @@ class Estimator(ELBO):
         """−objective, with auxiliary losses, as a scalar that backpropagates; nats per batch."""
         if not self._prepared:
             self._look(model, guide, args, kwargs)
-        runs = self.draw(model, guide, args, kwargs)
+        try:
+            runs = self.draw(model, guide, args, kwargs)
+        except ValueError:  # plates of another program that collide with what was seen of the last
+            plan = self.plan()
+            self._look(model, guide, args, kwargs)
+            if self.plan() == plan:
+                raise
+            runs = self.draw(model, guide, args, kwargs)
         kind = structure(runs[0])
         if self._seen and kind not in self._seen:  # another program, or of changing structure
             plan = self.plan()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.util import check_model_guide_match, check_site_shape
 
 from inference.elbo.traces import Site, Traces, sample_sites
-from inference.sites import family
+from inference.sites import family, innermost
 from ppl_models.errors import ProgramError
 
 ELBO_FOR_DISCRETE = (
@@ -119,6 +120,22 @@ def check_densities(traces: Traces, sites: Sequence[str], estimator: str) -> Non
                 "a flow without an inverse, which knows that of its own last draw alone; use "
                 "'pathwise'"
             ) from error
+
+
+def check_unmasked(traces: Traces, sites: Sequence[str], estimator: str) -> None:
+    """Refuse latents whose distribution carries a mask, which hides how their draws are made.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            if name in sites and isinstance(innermost(site["fn"]), MaskedDistribution):
+                raise ProgramError(
+                    f"estimator {estimator!r} needs the probability of the draw at site {name!r}, "
+                    "which a mask inside its distribution (fn.mask) hides; mask it from outside, "
+                    "with poutine.mask in model and guide"
+                )
 
 
 def check_no_subsampled_joint(traces: Traces, estimator: str) -> None:

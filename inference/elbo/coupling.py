@@ -57,7 +57,7 @@ class Coupled:
         if is_one_hot(self.fn):
             arrival = -self.further.log()  # exponential; the drawn class arrives first
             first = (arrival * self.hard).sum(-1, keepdim=True)
-            rest = -(arrival / logits.exp() + first).log()
+            rest = -torch.logaddexp(arrival.log() - logits, first.log())
             return torch.where(self.hard > 0, -first.log(), rest)
         on = logits.sigmoid()
         uniform = torch.where(self.hard > 0, 1 - on + self.further * on, self.further * (1 - on))

@@ -5,6 +5,7 @@ Shapes: event: the last dimensions of a one-hot site (..., C) or of a Bernoulli 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import Any
 
@@ -33,9 +34,14 @@ def is_one_hot(fn: Any) -> bool:
 
 
 def logits_of(fn: Any) -> Tensor:
-    """Log-odds of a Bernoulli, or normalized log-probabilities of a one-hot categorical."""
+    """Log-odds of a Bernoulli, or normalized log-probabilities of a one-hot categorical.
+
+    Those of impossible states are finite, for 0 · −∞ has no gradient.
+    """
     logits = innermost(fn).logits
-    return logits.log_softmax(-1) if is_one_hot(fn) else logits
+    if not is_one_hot(fn):
+        return logits
+    return logits.log_softmax(-1).clamp(min=math.log(torch.finfo(logits.dtype).tiny))
 
 
 def noise_like(logits: Tensor) -> Tensor:
@@ -111,7 +117,6 @@ class Relaxed(Wrapped):
 def linear_log_prob(fn: Any, logits: Tensor, value: Tensor) -> Tensor:
     """Log density of a discrete distribution, continued linearly to soft values, (batch...)."""
     softplus = torch.nn.functional.softplus
-    logits = logits.clamp(min=torch.finfo(logits.dtype).min)  # 0 · −∞ of an impossible state
     terms = value * logits if is_one_hot(fn) else value * logits - softplus(logits)
     dims = tuple(range(-len(fn.event_shape), 0))
     return terms.sum(dims) if dims else terms
@@ -119,7 +124,11 @@ def linear_log_prob(fn: Any, logits: Tensor, value: Tensor) -> Tensor:
 
 @register_kl(Relaxed, Relaxed)
 def _kl_relaxed(p: Relaxed, q: Relaxed) -> Tensor:
-    return kl_divergence(p.base_dist, q.base_dist)
+    if not is_one_hot(p):
+        return kl_divergence(p.base_dist, q.base_dist)
+    log_p, log_q = logits_of(p), logits_of(q)
+    kl = log_p.exp() * (log_p - log_q)
+    return kl.sum(tuple(range(-len(p.event_shape), 0)))
 
 
 class RelaxMessenger(Messenger):

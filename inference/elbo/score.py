@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.elbo.base import Estimator, value_neutral
-from inference.elbo.checks import check_densities
+from inference.elbo.checks import check_densities, check_unmasked
 from inference.elbo.handlers import ScoreFunctionMessenger
 from inference.elbo.terms import Terms, sum_to, terms_of
 from inference.elbo.traces import Traces, run_traces, sample_sites
@@ -49,6 +49,7 @@ class ScoreEstimator(Estimator):
         """Choose the sites with ``rsample`` that take the score function all the same."""
         super().prepare(traces)
         self._forced = self._choose(traces)
+        check_unmasked(traces, self.score_sites(traces), self.name)
         check_densities(traces, self.score_sites(traces), self.name)
 
     def plan(self) -> tuple[Any, ...]:

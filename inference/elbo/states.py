@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from inference.elbo.checks import check_unmasked
 from inference.elbo.traces import Site, Traces, sample_sites
 from inference.elbo.wrapped import Wrapped
 from inference.sites import family, innermost
@@ -83,11 +84,12 @@ def check_enumerable(traces: Traces, estimator: str) -> None:
     Raises:
         ProgramError: naming the site, why, and what to use instead.
     """
-    summed = False
     guide = dict(sample_sites(traces.guide))
     absent = {n: s for n, s in sample_sites(traces.model) if not s["is_observed"]}
+    discrete = [n for n, s in (absent | guide).items() if not s["fn"].has_rsample]
+    check_unmasked(traces, discrete, estimator)
     for name, site in (absent | guide).items():
-        if site["fn"].has_rsample:
+        if name not in discrete:
             if name not in guide:
                 raise ProgramError(
                     f"latent site {name!r} of the model is not in the guide, and no sum over it is "
@@ -105,8 +107,7 @@ def check_enumerable(traces: Traces, estimator: str) -> None:
                 f"estimator {estimator!r} sums over the states of discrete sites, but site "
                 f"{name!r} ({family(site['fn'])}) {many}; use 'leave_one_out'"
             )
-        summed = True
-    if not summed:
+    if not discrete:
         raise ProgramError(
             f"estimator {estimator!r} sums over discrete latents, and the program has none; use "
             "'analytic_kl' or 'pathwise'"
