@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 def watched() -> bool:
     """Whether somebody is looking: a terminal, or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or ("ipykernel" in sys.modules and shell is not None)
 
 
 class Progress:

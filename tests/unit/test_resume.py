@@ -26,7 +26,8 @@ from inference.signals import TrainingInterrupted
 from inference.validation import Validator
 from ppl_models import PplError
 
-FORK = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("forkserver")  # this process may have threads of autograd's
+FORK.set_forkserver_preload(["inference"])
 
 
 def train(folder: Path, *, epochs: int = 6, **options) -> None:
