@@ -201,9 +201,17 @@ def _check(argv: list[str]) -> Any:
 def _compare(argv: list[str]) -> Any:
     own: set[str | int] = {"config", "overwrite"}
     if any(word.partition("=")[0] == "--checkpoint" for word in argv):
-        parser = Parser(prog="ppl compare --checkpoint RUN")
+        parser = Parser(
+            prog="ppl compare --checkpoint RUN",
+            description="Compare estimators on a run's program and data, before and after it.",
+        )
     else:
         parser, argv = _program_parser("compare", argv)
+        parser.description = (
+            "Compare ELBO estimators on a program as it is made. `ppl compare --checkpoint RUN` "
+            "compares on a trained run instead, at its initialization and after training. "
+            "`ppl compare MODEL --help` adds the model's options."
+        )
         own.add("checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="write over files in --out")
     parser.add_function_arguments(compare, skip=own)

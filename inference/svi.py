@@ -92,8 +92,9 @@ def fit(
 ) -> FitResult:
     """Train a Pyro program by stochastic variational inference.
 
-    Every parameter is trained: those of ``nn.Module``s, ``pyro.param``s, and autoguides'.
-    Pyro's global parameter store and the global random state are left as they were.
+    The program is trained in place, every parameter of it: those of ``nn.Module``s,
+    ``pyro.param``s, and autoguides'. Pyro's global parameter store and the global random state are
+    left as they were.
 
     Args:
         program: any object with ``model`` and ``guide``; see ``docs/adding_a_model.md``.
@@ -235,6 +236,14 @@ def _estimator(
 ) -> ELBO:
     """The estimator, which has seen the program and can serve it."""
     estimator = make_estimator(settings.estimator, settings.num_particles)
+    if isinstance(settings.estimator, ELBO) and settings.num_particles not in (
+        1,
+        estimator.num_particles,
+    ):
+        raise PplError(
+            f"num_particles={settings.num_particles} was given beside an estimator object, which "
+            f"has {estimator.num_particles}; give it to the object alone"
+        )
     if enumerates(traces):
         require_enumeration(estimator)
     if not isinstance(estimator, Estimator):

@@ -98,8 +98,10 @@ def test_every_estimator_has_a_row():
 
 
 @pytest.mark.slow
-def test_the_estimators_page_runs(capsys):
-    handler, comparison = blocks(ROOT / "docs" / "estimators.md", "python")
+def test_the_estimators_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    stock, handler, comparison = blocks(ROOT / "docs" / "estimators.md", "python")
+    exec(compile(stock, "estimators.md", "exec"), {})
     toy = GaussianToy()
     names = {"guide": toy.guide}
     exec(compile(handler, "estimators.md", "exec"), names)
@@ -111,6 +113,7 @@ def test_the_estimators_page_runs(capsys):
     )
     exec(compile(comparison, "estimators.md", "exec"), {})
     assert "score_function" in capsys.readouterr().out
+    assert (tmp_path / "variance.png").is_file()
 
 
 def test_makefile_commands_of_the_readme_exist():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyro
@@ -30,9 +30,12 @@ from inference.compare.references import (
 from inference.compare.tables import BY_ESTIMATOR, BY_GROUP, assemble
 from inference.devices import isolated_rng, seed_all
 from ppl_models.errors import PplError
-from ppl_models.program import Program
+from ppl_models.program import Program, as_program
 
 ADAPT_STEPS = 100
+
+Checkpoint: TypeAlias = Mapping[str, Tensor] | object
+"""Parameters, or what has some."""
 
 
 def compare_estimators(
@@ -45,7 +48,7 @@ def compare_estimators(
     groups: Groups | None = None,
     num_particles: int = 1,
     num_data: int | None = None,
-    checkpoints: Mapping[str, Mapping[str, Tensor]] | None = None,
+    checkpoints: Mapping[str, Checkpoint] | None = None,
     adapt_steps: int = ADAPT_STEPS,
     seed: int = 0,
 ) -> xr.Dataset:
@@ -57,9 +60,9 @@ def compare_estimators(
 
     The bias of a group is tested along one direction: from the reference to the mean of the
     first half of the reps. Lengths along it in the second half, against an independent half of
-    the reference, give ``bias`` (positive if there is one; at most the bias's norm), ``bias_se``
-    and ``bias_z``: standard normal if there is none, however many parameters are correlated
-    (with 100 reps or more; fewer have heavier tails).
+    the reference, give ``bias`` (positive if there is one, of either sign by chance if not; at most
+    the bias's norm), ``bias_se`` and ``bias_z``: standard normal if there is none, however many
+    parameters are correlated (with 100 reps or more; fewer have heavier tails).
 
     Args:
         program: any object with ``model`` and ``guide``.
@@ -73,12 +76,16 @@ def compare_estimators(
             an estimator, of which a large sample is drawn; or gradients of the loss per datum by
             parameter; or None. Estimators of other objectives are measured against a large
             sample of an unbiased estimator of the same, with as many particles.
-        num_reps: gradients per estimator, at least 4.
+        num_reps: gradients per estimator, at least 4. A reference by a large sample costs ten
+            times as many, most of the time; ``reference=None`` spares it.
         groups: group -> patterns of parameter names, or a function from a name to its group;
             None: by the first part of the names. The group ``all`` is added.
         num_particles: of estimators given by name, or as many as they need.
         num_data: size of the data set, for programs that name it.
-        checkpoints: label -> ``state_dict`` of the :class:`Program`; compares at each of them.
+        checkpoints: label -> parameters; compares at each of them. A ``state_dict`` (of the
+            program, or of the module with its model and guide), or a program, a ``FitResult``
+            or an open run that has them. ``fit`` trains in place: copy a ``state_dict``
+            before it (``copy.deepcopy(module.state_dict())``).
         adapt_steps: steps by which estimators with a state (baselines, control variates) fit it
             to the program first.
         seed: of all draws.
@@ -143,9 +150,14 @@ def unchanged(program: Program) -> Iterator[None]:
                     value.copy_(before[name])
 
 
-def _load(program: Program, state: Mapping[str, Tensor]) -> None:
+def _load(program: Program, state: Checkpoint) -> None:
+    """Take up parameters: a program's, those of the module that it wraps, or a trained one's."""
+    found: Any = state if isinstance(state, Mapping) else as_program(state).state_dict()
+    own = program.state_dict().keys()
+    if found.keys() != own and {f"owner.{name}" for name in found} <= own:
+        found = program.state_dict() | {f"owner.{name}": value for name, value in found.items()}
     try:
-        program.load_state_dict(state)
+        program.load_state_dict(found)
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
         raise PplError(f"a checkpoint holds another program's parameters: {text}") from error

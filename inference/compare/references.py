@@ -162,8 +162,8 @@ class References:
         found = self._sample(label, estimator)
         if isinstance(found, str):
             raise PplError(
-                f"the reference {found}. Name another estimator, give the gradients by parameter, "
-                "or reference=None."
+                f"the reference {found.rstrip('.')}. Name another estimator, give the gradients by "
+                "parameter, or reference=None."
             )
         return found
 

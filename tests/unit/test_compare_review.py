@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from programs import BernoulliToy, EnumeratedMixture, GaussianToy, GlobalMean
 from torch import nn
 
 from inference import compare_estimators, fit, train_compare
+from inference.elbo import LeaveOneOut
 from inference.priming import prime
 from inference.vectorize import can_vectorize
 from ppl_models import PplError, Program, as_program
@@ -296,3 +298,26 @@ def test_a_weight_of_the_kl_term_where_it_is_summed_out():
 def test_an_unknown_name_can_be_made_anew():
     error = UnknownNameError("estimator", "pathwize", ["pathwise"])
     assert str(type(error)(str(error))) == str(error)
+
+
+def test_checkpoints_as_users_have_them():
+    """The module's own state dict, the program, a fit."""
+    toy = GaussianToy()
+    before = copy.deepcopy(toy.state_dict())
+    fitted = fit(toy, torch.randn(40), epochs=2, learning_rate=0.1, progress=False)
+    points = {
+        "before": before,
+        "after": fitted,
+        "again": toy,
+        "whole": as_program(toy).state_dict(),
+    }
+    table = compare_estimators(
+        toy, torch.randn(5), estimators=["pathwise"], num_reps=4, checkpoints=points
+    )
+    loss = dict(zip(points, table["loss"].sel(estimator="pathwise").values, strict=True))
+    assert loss["after"] == loss["again"] == loss["whole"] != loss["before"]
+
+
+def test_particles_beside_an_object_are_refused():
+    with pytest.raises(PplError, match=r"num_particles=8 was given beside an estimator object"):
+        fit(GaussianToy(), torch.randn(20), estimator=LeaveOneOut(2), num_particles=8)
