@@ -10,7 +10,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.util import check_model_guide_match, check_site_shape
 
 from inference.elbo.traces import Site, Traces, sample_sites
-from inference.sites import family, innermost
+from inference.sites import family, innermost, is_point
 from ppl_models.errors import ProgramError
 
 ELBO_FOR_DISCRETE = (
@@ -120,6 +120,22 @@ def check_densities(traces: Traces, sites: Sequence[str], estimator: str) -> Non
                 "a flow without an inverse, which knows that of its own last draw alone; use "
                 "'pathwise'"
             ) from error
+
+
+def check_no_points(traces: Traces, estimator: str) -> None:
+    """Refuse point masses in the guide.
+
+    Raises:
+        ProgramError: naming the site.
+    """
+    for name, site in sample_sites(traces.guide):
+        if is_point(site["fn"]):
+            raise ProgramError(
+                f"estimator {estimator!r} knows the guide by its draws and their densities, and "
+                f"guide site {name!r} is a point mass (as in automatic guides and flows by an "
+                "auxiliary draw), whose value may depend on the guide's parameters directly; use "
+                "'iwae' or 'vimco'"
+            )
 
 
 def check_unmasked(traces: Traces, sites: Sequence[str], estimator: str) -> None:

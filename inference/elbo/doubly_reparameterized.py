@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from inference.elbo.base import value_neutral
-from inference.elbo.checks import BOUND_FOR_DISCRETE, check_no_subsampled_joint
+from inference.elbo.checks import BOUND_FOR_DISCRETE, check_no_points, check_no_subsampled_joint
 from inference.elbo.path import PathEstimator, through_draws
 from inference.elbo.terms import Scale, Terms, terms_of
-from inference.elbo.traces import Traces, sample_sites
+from inference.elbo.traces import Traces
 from inference.elbo.weighted import common_scale, log_joint, same, weights_of
-from inference.sites import is_point
 from ppl_models.errors import ProgramError
 
 
@@ -38,14 +37,7 @@ class DoublyReparameterized(PathEstimator):
     def check(self, traces: Traces) -> None:
         """Refuse draws without gradient, and minibatches of what is one datum."""
         super().check(traces)
-        for name, site in sample_sites(traces.guide):
-            if is_point(site["fn"]):
-                raise ProgramError(
-                    f"estimator {self.name!r} takes the guide's parameters by way of the draws "
-                    f"alone, and guide site {name!r} is a point mass (as in automatic guides and "
-                    "flows by an auxiliary draw), whose value may depend on them directly; use "
-                    "'iwae' or 'vimco'"
-                )
+        check_no_points(traces, self.name)
         check_no_subsampled_joint(traces, self.name)
 
     def _kl_weight(self, terms: Terms, scale: Scale) -> Scale:

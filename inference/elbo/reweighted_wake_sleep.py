@@ -7,13 +7,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from inference.elbo.base import value_neutral
-from inference.elbo.checks import check_no_subsampled_joint
+from inference.elbo.checks import check_no_points, check_no_subsampled_joint
 from inference.elbo.score import ScoreEstimator
 from inference.elbo.terms import sum_to
-from inference.elbo.traces import Traces, sample_sites
+from inference.elbo.traces import Traces
 from inference.elbo.weighted import common_scale, log_joint, weights_of
-from inference.sites import is_point
-from ppl_models.errors import ProgramError
 
 
 class ReweightedWakeSleep(ScoreEstimator):
@@ -45,13 +43,7 @@ class ReweightedWakeSleep(ScoreEstimator):
     def check(self, traces: Traces) -> None:
         """Refuse minibatches of what is one datum."""
         check_no_subsampled_joint(traces, self.name)
-        for name, site in sample_sites(traces.guide):
-            if is_point(site["fn"]):
-                raise ProgramError(
-                    f"estimator {self.name!r} learns the guide by its density at given values, and "
-                    f"guide site {name!r} is a point mass (as in automatic guides and flows by an "
-                    "auxiliary draw); use 'iwae' or 'vimco'"
-                )
+        check_no_points(traces, self.name)
 
     def surrogate(self, runs: list[Traces]) -> Tensor:
         """Σ_k w̃_k (log p(x, z_k) + log q(z_k)), with the value of the bound."""
