@@ -55,6 +55,21 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 """Every estimator of this package, by the name that ``fit`` takes."""
 
 
+OTHER_NAMES = {
+    "concrete": "gumbel_softmax",
+    "dreg": "doubly_reparameterized",
+    "nvil": "neural_baseline",
+    "path_derivative": "sticking_the_landing",
+    "reinforce": "score_function",
+    "reparameterized": "pathwise",
+    "rloo": "leave_one_out",
+    "rws": "reweighted_wake_sleep",
+    "stl": "sticking_the_landing",
+    "vargrad": "leave_one_out",
+}
+"""What the literature calls them too; named in the error that a wrong name gives."""
+
+
 def estimators() -> pd.DataFrame:
     """The estimators that there are, as a table.
 
@@ -105,9 +120,11 @@ def _import_estimator(path: str) -> type[ELBO]:
     except (ImportError, AttributeError):
         cls = None
     if not (isinstance(cls, type) and issubclass(cls, ELBO)):
-        raise UnknownNameError(
-            "estimator", path, ESTIMATORS, "Or a class such as pyro.infer.TraceGraph_ELBO."
+        known = OTHER_NAMES.get(path.lower())
+        hint = (
+            f"{path} is {known!r} here." if known else "Or a class such as pyro.infer.Trace_ELBO."
         )
+        raise UnknownNameError("estimator", path, ESTIMATORS, hint)
     return cls
 
 

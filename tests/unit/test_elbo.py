@@ -153,6 +153,8 @@ def test_estimators_by_name_path_and_object():
     ("wrong", "message"),
     [
         ("pathwize", r"unknown estimator 'pathwize'. Did you mean 'pathwise'\?"),
+        ("REINFORCE", r"REINFORCE is 'score_function' here\."),
+        ("rloo", r"rloo is 'leave_one_out' here\."),
         ("pyro.infer.SVI", "unknown estimator"),
         ("no.such.thing", "unknown estimator"),
         (Trace_ELBO, r"not <class.*\(the class: call it\)"),
