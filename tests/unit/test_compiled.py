@@ -196,7 +196,7 @@ def test_networks_that_functions_hold_are_refused_by_name():
             pyro.sample("z", dist.Normal(x, 1.0))
 
     step = step_of(Program(model, guide), make_estimator("pathwise"), torch.randn(5))
-    with pytest.raises(NotCompiledError, match="a function holds the network"):
+    with pytest.raises(NotCompiledError, match="a function holds the network itself"):
         both(step, torch.randn(5))
 
 
