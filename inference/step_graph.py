@@ -88,7 +88,7 @@ class StepInputs:
             missing = [n for n, g in zip(self.trained, gradients, strict=True) if g is None]
             if missing:
                 raise NotCompiledError(
-                    f"no gradient reaches {', '.join(missing)}: it is not used, or a function holds "
+                    f"no gradient reaches {', '.join(missing)}: not used, or a function holds "
                     "the network itself, so that the graph cannot take its parameters as inputs; "
                     "make it an attribute of a class with model and guide"
                 )
