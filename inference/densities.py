@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from inference.elbo.traces import Site, Traces, sample_sites
+from inference.elbo.traces import Site, Traces, masked_log_prob, sample_sites
 from inference.sites import known_mean, known_support
 from ppl_models.errors import ProgramError
 
@@ -159,8 +158,6 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
 
     out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
     for name, site in sample_sites(traces.model):
-        if site["infer"].get("_deterministic"):
-            continue  # a recorded value, no density
         if site["infer"].get("is_auxiliary_loss"):
             out.auxiliary[name] = -per_datum(site)
         elif site["is_observed"]:
@@ -205,8 +202,7 @@ def _check_complete(densities: SiteDensities) -> None:
 
 def _reduce(site: Site, plate: tuple[str, int], num_particles: int) -> Tensor:
     """A site's log density, unscaled and masked, summed to (K, B), or to (K,) if it is global."""
-    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    log_prob = masked_log_prob(site)
     if not is_local(site, plate):
         return log_prob.sum().expand(num_particles)
     shape = site["fn"].batch_shape

@@ -10,9 +10,9 @@ from torch import Tensor
 from inference.elbo.base import value_neutral
 from inference.elbo.checks import BOUND_FOR_DISCRETE, check_no_points, check_no_subsampled_joint
 from inference.elbo.path import PathEstimator, through_draws
-from inference.elbo.terms import Scale, Terms, terms_of
+from inference.elbo.terms import Scale, Terms, same, terms_of
 from inference.elbo.traces import Traces
-from inference.elbo.weighted import common_scale, log_joint, same, weights_of
+from inference.elbo.weighted import weights_of
 from ppl_models.errors import ProgramError
 
 
@@ -53,11 +53,12 @@ class DoublyReparameterized(PathEstimator):
     def surrogate(self, runs: list[Any]) -> Tensor:
         """The bound, with the two parts of its gradient."""
         terms = terms_of(runs, self.max_plate_nesting)
-        weights, scale = weights_of(terms), common_scale(terms)
+        weights = weights_of(terms)
+        scale = weights.scale
         if not torch.is_grad_enabled():
             return weights.objective()
         normalized = weights.normalized()
-        of_model = (normalized * scale * log_joint(terms, terms.units(), scale)).sum()
+        of_model = (normalized * scale * weights.log_p).sum()
         beta = self._kl_weight(terms, scale)
         of_draws = beta * normalized.square() + (1 - beta) * normalized
         of_guide = (of_draws * scale * weights.log_w).sum()

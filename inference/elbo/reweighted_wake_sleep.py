@@ -11,7 +11,7 @@ from inference.elbo.checks import check_no_points, check_no_subsampled_joint
 from inference.elbo.score import ScoreEstimator
 from inference.elbo.terms import sum_to
 from inference.elbo.traces import Traces
-from inference.elbo.weighted import common_scale, log_joint, weights_of
+from inference.elbo.weighted import weights_of
 
 
 class ReweightedWakeSleep(ScoreEstimator):
@@ -48,9 +48,9 @@ class ReweightedWakeSleep(ScoreEstimator):
     def surrogate(self, runs: list[Traces]) -> Tensor:
         """Σ_k w̃_k (log p(x, z_k) + log q(z_k)), with the value of the bound."""
         terms = self.terms(runs)
-        weights, units, scale = weights_of(terms), terms.units(), common_scale(terms)
-        normalized = weights.normalized() * scale
-        learned = (normalized * log_joint(terms, units, scale)).sum()
+        weights, units = weights_of(terms), terms.units()
+        normalized = weights.normalized() * weights.scale
+        learned = (normalized * weights.log_p).sum()
         for term in terms.guide.values():
             log_q = sum_to(term.log_prob, term.plates, units)
             learned = learned + (normalized * log_q).sum()

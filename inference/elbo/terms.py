@@ -53,7 +53,7 @@ class Term:
 
     def scaled(self) -> Tensor:
         """With the scale: what it adds to the ELBO."""
-        return self.log_prob if _is_one(self.scale) else self.log_prob * self.scale
+        return self.log_prob if same(self.scale, 1.0) else self.log_prob * self.scale
 
     def of_another_turn(self, slices: frozenset[tuple[str, int]]) -> bool:
         """Whether it was drawn in another turn of one of these sequential plates."""
@@ -155,10 +155,12 @@ def _term(sites: list[Site], depth: int) -> Term:
     frames = [f for f in first["cond_indep_stack"] if f.name != PARTICLES]
     vectorized = len(frames) < len(first["cond_indep_stack"])
     masks = [site["mask"] for site in sites if isinstance(site["mask"], Tensor)]
+    log_prob = stacked([masked_log_prob(site) for site in sites], depth, vectorized)
+    masked = any(site["mask"] is not None for site in sites)
     return Term(
         mask=stacked(masks, depth, vectorized) if masks else None,
-        log_prob=stacked([masked_log_prob(site) for site in sites], depth, vectorized),
-        score=stacked([log_prob_of(site) for site in sites], depth, vectorized),
+        log_prob=log_prob,
+        score=stacked([log_prob_of(s) for s in sites], depth, vectorized) if masked else log_prob,
         scale=first["scale"],
         plates=plates_of(first),
         plate_scale=math.prod((f.full_size or f.size) / f.size for f in frames if f.vectorized),
@@ -194,5 +196,8 @@ def sum_to(value: Tensor, plates: Plates, target: Plates) -> Tensor:
     return value.sum(dims, keepdim=True) if dims else value
 
 
-def _is_one(scale: Scale) -> bool:
-    return not isinstance(scale, Tensor) and scale == 1.0
+def same(scale: Scale, other: Scale) -> bool:
+    """Whether two scales are one; of tensors, no value is read."""
+    if isinstance(scale, Tensor) or isinstance(other, Tensor):
+        return scale is other
+    return scale == other

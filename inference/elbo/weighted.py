@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from inference.elbo.terms import Plates, Scale, Term, Terms, sum_to
+from inference.elbo.terms import Plates, Scale, Term, Terms, same, sum_to
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Weights:
     the site's log density.
     """
 
+    log_p: Tensor
+    """Log p(x, z), (K, units...), in the common scale."""
     log_w: Tensor
     """(K, units...)."""
     scale: Scale
@@ -53,7 +55,8 @@ def weights_of(terms: Terms) -> Weights:
     """The weights p(x, z) / q(z) of particles, in each unit of the data."""
     units, scale = terms.units(), common_scale(terms)
     log_p, log_q = log_joint(terms, units, scale), log_guide(terms, units, scale)
-    return Weights(log_p if log_q is None else log_p - log_q, scale, terms.auxiliary())
+    log_w = log_p if log_q is None else log_p - log_q
+    return Weights(log_p, log_w, scale, terms.auxiliary())
 
 
 def log_joint(terms: Terms, units: Plates, scale: Scale) -> Tensor:
@@ -86,10 +89,3 @@ def common_scale(terms: Terms) -> Scale:
     if all(same(t.scale, first.scale) for t in observed):
         return first.scale
     return first.plate_scale
-
-
-def same(scale: Scale, other: Scale) -> bool:
-    """Whether two scales are one; of tensors, no value is read."""
-    if isinstance(scale, Tensor) or isinstance(other, Tensor):
-        return scale is other
-    return scale == other
