@@ -1,228 +1,196 @@
-"""What a step of SVI costs: ours, a hand-written torch loop, and stock Pyro.
+"""What a step of SVI costs: ours, compiled and eager, stock Pyro, torch by hand, and numpyro.
 
-784-400-20-400-784, Bernoulli, analytic KL, batch 100, Adam, float32, one process. The arms take
-turns in one run; the ratios are medians over rounds of the ratio within a round.
+Batch 128, Adam, float32, one process. The arms of a case take turns in one run; the ratios are
+medians over rounds of the ratio within a round. Compiling is not counted, and told apart, with the
+steps after which it has paid for itself.
 
-    python benchmarks/svi_step.py [--rounds 40] [--steps 25] [--threads 2] [--device cpu]
+    python benchmarks/svi_step.py [--rounds 20] [--steps 20] [--threads 2] [--device cpu]
+        [--cases mlp conv mixture iwae leave_one_out]
 
-A second table compares an epoch of 4,000 data with its 40 steps alone: the training loop (batches,
-shuffling, sums, metrics, progress) without validation and checkpoint, and the whole of ``fit`` with
-a run folder (validation on 500 data, best and last checkpoint, metrics files) as well.
+The arm of numpyro (``pip install numpyro``) is left out where it is not installed.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
 from harness import interleave, medians, parser, ratios, save
-from torch import nn
-from torch.nn import functional as F
+from programs import ConvVAE, Mixture, PlainVAE
+from pyro.infer import ELBO
+from torch import Tensor, nn
 
-from inference.data import from_tensors
 from inference.devices import make_fabric
-from inference.elbo import AnalyticKL
+from inference.elbo import Estimator, make_estimator
 from inference.handlers import KLWarmup
-from inference.loop import TrainingLoop
-from inference.metrics import MetricsFile
-from inference.progress import Progress
-from inference.settings import Settings
+from inference.priming import prime
 from inference.step import SVIStep
-from inference.validation import Validator
-from ppl_models import Program, as_program
+from ppl_models import as_program
 from ppl_models.vae import VAE
 
-BATCH = 100
-Step = Callable[[int], None]
+BATCH = 128
+Step = Callable[[], object]
 
 
-class PlainVAE(nn.Module):
-    """The same networks, with the loss written out."""
+@dataclass
+class Case:
+    """A program, its estimator, and Pyro's for the same objective."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
-        self.decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
-
-    def loss(self, x: torch.Tensor) -> torch.Tensor:
-        """−ELBO per datum."""
-        loc, raw = self.encoder(x.flatten(1)).chunk(2, dim=-1)
-        scale = F.softplus(raw) + 1e-4
-        z = loc + scale * torch.randn_like(loc)
-        logits = self.decoder(z)
-        distortion = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
-        kl = (0.5 * (loc.square() + scale.square() - 1) - scale.log()).sum()
-        return (distortion + kl) / len(x)
+    program: Callable[[], nn.Module]
+    estimator: str
+    particles: int
+    stock: Callable[[], ELBO]
+    shape: tuple[int, ...] = (1, 28, 28)
 
 
-def plain_torch(x: torch.Tensor) -> Step:
+def mlp() -> VAE:
+    return VAE(likelihood="bernoulli")
+
+
+CASES = {
+    "mlp": Case(mlp, "analytic_kl", 1, pyro.infer.TraceMeanField_ELBO),
+    "conv": Case(ConvVAE, "analytic_kl", 1, pyro.infer.TraceMeanField_ELBO),
+    "mixture": Case(
+        Mixture, "enumerate", 1, lambda: pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), (64,)
+    ),
+    "iwae": Case(
+        mlp, "iwae", 50,
+        lambda: pyro.infer.RenyiELBO(
+            alpha=0, num_particles=50, vectorize_particles=True, max_plate_nesting=1
+        ),
+    ),
+    "leave_one_out": Case(
+        mlp, "leave_one_out", 8,
+        lambda: pyro.infer.Trace_ELBO(
+            num_particles=8, vectorize_particles=True, max_plate_nesting=1
+        ),
+    ),
+}  # fmt: skip
+
+
+def ours(case: Case, x: Tensor, compiled: bool) -> tuple[Step, float]:
+    """A step, and the seconds that tracing and compiling took."""
+    program = as_program(case.program().to(x.device))
+    estimator: Any = make_estimator(case.estimator, case.particles, vectorize_particles=True)
+    traces = prime(program, {"x": x}, None)
+    assert isinstance(estimator, Estimator)
+    estimator.prepare(traces)
+    optimizer = torch.optim.Adam(program.parameters(), lr=1e-3, fused=True)
+    worth = (lambda rows: True) if compiled else None
+    fabric = make_fabric(x.device.type)
+    step = SVIStep(program, estimator, optimizer, fabric, KLWarmup(0), len(x), compile_worth=worth)
+
+    def once() -> None:
+        with program.scope(), pyro.validation_enabled(False):
+            step({"x": x})
+
+    once()
+    started = time.perf_counter()
+    once()
+    if compiled and step.compiled is not None and step.compiled.failure:
+        raise RuntimeError(step.compiled.failure)
+    return once, time.perf_counter() - started
+
+
+def stock(case: Case, x: Tensor, validation: bool) -> Step:
+    """``SVI.step`` as its users take it."""
+    program = case.program().to(x.device)
+    own: dict = {"params": {}, "constraints": {}}
+    svi = pyro.infer.SVI(
+        lambda x: (pyro.module("program", program), program.model(x)),
+        program.guide,
+        pyro.optim.Adam({"lr": 1e-3}),
+        case.stock(),
+    )
+
+    def once() -> None:
+        with pyro.get_param_store().scope(own), pyro.validation_enabled(validation):
+            svi.step(x)
+
+    return once
+
+
+def by_hand(x: Tensor, compiled: bool) -> Step:
+    """A loop over the written-out loss."""
     model = PlainVAE().to(x.device)
+    loss_of = torch.compile(model.loss) if compiled else model.loss
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
 
-    def step() -> None:
+    def once() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss = model.loss(x)
-        loss.backward()
+        loss_of(x).backward()
         optimizer.step()
 
-    return repeat(step)
+    once()
+    return once
 
 
-def stock_pyro(x: torch.Tensor, validation: bool) -> Step:
-    program = VAE(likelihood="bernoulli").to(x.device)
-    optimizer = pyro.optim.Adam({"lr": 1e-3})
-    svi = pyro.infer.SVI(program.model, program.guide, optimizer, pyro.infer.TraceMeanField_ELBO())
-    own_parameters: dict = {"params": {}, "constraints": {}}
-
-    def turn(count: int) -> None:
-        with pyro.validation_enabled(validation), pyro.get_param_store().scope(own_parameters):
-            repeat(lambda: svi.step(x))(count)
-
-    return turn
+def peers(x: Tensor) -> dict[str, Step]:
+    """The same network by other means."""
+    arms = {"torch by hand": by_hand(x, False), "torch.compile by hand": by_hand(x, True)}
+    try:
+        from numpyro_arm import numpyro_step
+    except ImportError:
+        print("numpyro is not installed: its arm is left out")
+        return arms
+    return arms | {"numpyro, jitted": numpyro_step(x)}
 
 
-def ours(x: torch.Tensor) -> Step:
-    program = as_program(VAE(likelihood="bernoulli")).to(x.device)
-    optimizer = torch.optim.Adam(program.parameters(), lr=1e-3, fused=True)
-    fabric = make_fabric(x.device.type)
-    step = SVIStep(program, AnalyticKL(), optimizer, fabric, KLWarmup(0), len(x))
+def synced(step: Step, device: torch.device, steps: int) -> Step:
+    """So many steps, and the wait until they are done."""
 
-    return scoped(program, lambda: step({"x": x}))
-
-
-def scoped(program: Program, step: Callable[[], object]) -> Step:
-    """Steps in the program's scope, which is entered once for a turn, as ``fit`` does for a run."""
-
-    def turn(count: int) -> None:
-        with program.scope(), pyro.validation_enabled(False):
-            repeat(step)(count)
-
-    return turn
-
-
-def repeat(step: Callable[[], object]) -> Step:
-    def turn(count: int) -> None:
-        for _ in range(count):
+    def turn() -> None:
+        for _ in range(steps):
             step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return turn
 
 
-def epoch_loop(x: torch.Tensor, num_data: int, folder: Path | None = None) -> TrainingLoop:
-    data = from_tensors(
-        {"x": (torch.rand(num_data, 1, 28, 28) > 0.8).float()}, fractions=(0.0, 0.0)
-    )
-    data = data.map(lambda split: split.to(x.device, torch.float32))
-    settings = Settings(
-        estimator="analytic_kl",
-        num_particles=1,
-        optimizer="Adam",
-        learning_rate=1e-3,
-        lr_schedule="constant",
-        epochs=1000,
-        batch_size=BATCH,
-        kl_warmup=0.0,
-        clip_grad_norm=None,
-        patience=None,
-        valid_particles=1,
-        checkpoint_every=1e9,
-        seed=0,
-        precision="32",
-    )
-    program = as_program(VAE(likelihood="bernoulli")).to(x.device)
-    held_out = data.train.to(x.device, torch.float32)
-    held_out.tensors = {k: v[:500] for k, v in held_out.tensors.items()}  # type: ignore[attr-defined]
-    estimator = AnalyticKL()
-    validator = Validator(held_out, estimator, False, 1, num_data)
-    loggers = [MetricsFile(folder)] if folder else []
-    fabric = make_fabric(x.device.type, loggers=loggers)
-    bar = Progress(num_data * 1000, enabled=False)
-    loop = TrainingLoop(program, data, settings, estimator, fabric, validator, folder, bar)
-    if folder is not None:
-        return loop
-    loop.validator = lambda _: {"valid_elbo": 0.0}  # type: ignore[assignment]
-    loop.at.best_elbo = 0.0  # keep no copy of the parameters
-    return loop
+def run(name: str, case: Case, args: Any) -> dict[str, Any]:
+    """The arms of a case."""
+    x = (torch.rand(BATCH, *case.shape, device=args.device) > 0.8).float()
+    eager, _ = ours(case, x, compiled=False)
+    fast, seconds = ours(case, x, compiled=True)
+    arms: dict[str, Step] = {
+        "compiled": fast,
+        "eager": eager,
+        "stock SVI.step": stock(case, x, validation=True),
+        "stock SVI.step, validation off": stock(case, x, validation=False),
+    }
+    if name == "mlp":
+        arms |= peers(x)
+    turns = {arm: synced(step, x.device, args.steps) for arm, step in arms.items()}
+    timed = interleave(turns, args.rounds, 1)
+    each = {arm: seconds / args.steps for arm, seconds in medians(timed).items()}
+    saved = each["eager"] - each["compiled"]
+    return {
+        "milliseconds_a_step": {arm: round(v * 1e3, 3) for arm, v in each.items()},
+        "compiled_to": {
+            arm: round(ratios(timed, arm)["compiled"], 3) for arm in arms if arm != "compiled"
+        },
+        "seconds_to_trace_and_compile": round(seconds, 1),
+        "steps_that_pay_for_it": round(seconds / saved) if saved > 0 else None,
+    }
 
 
 def main() -> None:
-    from inference.signals import StopRequest
-
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=40)
-    options.add_argument("--steps", type=int, default=25)
+    options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--steps", type=int, default=20)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cpu")
+    options.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    x = (torch.rand(BATCH, 1, 28, 28, device=args.device) > 0.8).float()
-
-    def synced(turn: Step) -> Callable[[], None]:
-        def timed() -> None:
-            turn(args.steps)
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-
-        return timed
-
-    arms = {
-        "plain torch": synced(plain_torch(x)),
-        "stock pyro.infer.SVI": synced(stock_pyro(x, validation=True)),
-        "stock pyro.infer.SVI, validation off": synced(stock_pyro(x, validation=False)),
-        "ours": synced(ours(x)),
-    }
-    steps = interleave(arms, args.rounds, 1)
-
-    num_data = BATCH * 40
-    loop = epoch_loop(x, num_data)
-    batch = {"x": loop.data.train.tensors["x"][:BATCH]}  # type: ignore[attr-defined]
-
-    def whole_epoch() -> None:
-        with loop.program.scope(), pyro.validation_enabled(False):
-            loop._train_epoch(StopRequest())
-            loop._end_epoch()
-
-    def steps_alone() -> None:
-        with loop.program.scope(), pyro.validation_enabled(False):
-            for _ in range(40):
-                loop.step(batch)
-
-    folder = Path(tempfile.mkdtemp())
-    whole = epoch_loop(x, num_data, folder)
-
-    def with_everything() -> None:
-        with whole.program.scope(), pyro.validation_enabled(False):
-            whole._train_epoch(StopRequest())
-            whole._end_epoch()
-
-    timed = {
-        "training loop": whole_epoch,
-        "its steps alone": steps_alone,
-        "with validation and checkpoints": with_everything,
-    }
-    epochs = interleave(timed, 20, 1)
-    shutil.rmtree(folder)
-    save(
-        f"svi_step-{args.device}",
-        vars(args) | {"batch": BATCH, "network": "784-400-20-400-784", "epoch_data": num_data},
-        {
-            "milliseconds_a_step": {
-                k: round(v * 1e3 / args.steps, 3) for k, v in medians(steps).items()
-            },
-            "ratio_to_plain_torch": {
-                k: round(v, 3) for k, v in ratios(steps, "plain torch").items()
-            },
-            "milliseconds_40_steps": {k: round(v * 1e3, 1) for k, v in medians(epochs).items()},
-            "epoch_to_steps_alone": {
-                k: round(v, 3) for k, v in ratios(epochs, "its steps alone").items()
-            },
-        },
-    )
+    results = {name: run(name, CASES[name], args) for name in args.cases}
+    save(f"svi_step-{args.device}", vars(args) | {"batch": BATCH}, results)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from torch import Tensor
 from inference.densities import data_plate, densities_of, is_local
 from inference.elbo import AnalyticKL, Enumerate, Estimator, LeaveOneOut
 from inference.elbo.traces import Traces, run_traces, sample_sites
+from inference.parameters import check_gradients, check_ownership, trainable
 from inference.priming import enumerates, pixel_hint, prime
 from inference.sites import family, known_support
-from inference.step import check_gradients, check_ownership, trainable
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch, Program

@@ -38,7 +38,8 @@ class SiteDensities:
     auxiliary: dict[str, Tensor]
     """Auxiliary losses, by site; part of no ELBO."""
     guide_means: dict[str, Tensor]
-    """E_q[z], (K, B, event...), of the local latents whose distribution tells it."""
+    """E_q[z], (K, B, event...), of the local latents whose distribution tells it; NaN where it
+    has none."""
     dims: int
     """Observed elements per datum."""
     discrete: bool
@@ -230,5 +231,4 @@ def _guide_means(
         mean, axis = known_mean(fn), plate[1] - len(fn.event_shape)
         if mean is None or not mean.dtype.is_floating_point or mean.dim() < -axis:
             continue
-        if not bool(mean.isnan().any()):
-            yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))
+        yield name, mean.movedim(axis, 0).unflatten(0, (num_particles, -1))

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.compiled_weights import CompiledDensities
 from inference.data.dataset import Split
 from inference.densities import SiteDensities
 from inference.devices import isolated_rng
-from inference.weights import batch_size, evaluation_mode, particle_blocks
+from inference.weights import Take, batch_size, evaluation_mode, particle_blocks
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
 
@@ -77,6 +78,7 @@ def evaluate(
     log_jacobian: float | None = None,
     max_rows: int = 16_384,
     seed: int = 0,
+    compile: bool | str = "auto",
 ) -> Evaluation:
     """Evaluate a program.
 
@@ -90,6 +92,8 @@ def evaluate(
             (0 for binary data, −log 256 for dequantized bytes scaled to [0, 1]); None: no bits.
         max_rows: particles times data that are run at once; bounds the memory.
         seed: of the draws; the global random state is left as it was.
+        compile: run the program by a compiled graph, the same to rounding: True, False, or
+            ``auto``: if blocks of one shape come so often that it pays.
 
     Returns:
         An :class:`Evaluation`.
@@ -97,13 +101,37 @@ def evaluate(
     Raises:
         PplError: there are no data, or ``num_particles`` is not positive.
     """
+    take = CompiledDensities.asked(compile)
+    return evaluate_by(
+        take,
+        as_program(program),
+        batches,
+        num_particles,
+        num_data,
+        log_jacobian=log_jacobian,
+        max_rows=max_rows,
+        seed=seed,
+    )
+
+
+def evaluate_by(
+    take: Take,
+    program: Program,
+    batches: Iterable[Batch] | Batch | Split,
+    num_particles: int,
+    num_data: int | None,
+    *,
+    log_jacobian: float | None = None,
+    max_rows: int = 16_384,
+    seed: int = 0,
+) -> Evaluation:
+    """As :func:`evaluate`, which see, by a given way of running the program."""
     if num_particles < 1:
         raise PplError(f"num_particles must be at least 1, got {num_particles}")
-    program = as_program(program)
     totals = _Totals(num_particles, num_data)
     with evaluation_mode(program), isolated_rng(seed):
         for batch in as_batches(batches):
-            _add_batch(totals, program, batch, num_particles, num_data, max_rows)
+            _add_batch(totals, program, batch, take, max_rows)
     return totals.result(log_jacobian, program.deterministic_guide)
 
 
@@ -125,13 +153,12 @@ def as_batches(given: Any) -> Iterable[Batch]:
     return given
 
 
-def _add_batch(
-    totals: _Totals, program: Program, batch: Batch, k: int, num_data: int | None, max_rows: int
-) -> None:
+def _add_batch(totals: _Totals, program: Program, batch: Batch, take: Take, max_rows: int) -> None:
+    k, num_data = totals.num_particles, totals.training_size
     for start in range(0, batch_size(batch), max_rows):
         part = {name: value[start : start + max_rows] for name, value in batch.items()}
         weights = _DatumWeights()
-        for block in particle_blocks(program, part, k, num_data, max_rows):
+        for block in particle_blocks(program, part, k, num_data, max_rows, take):
             weights.add(block.log_weights)
             totals.add_block(block, first=weights.count == len(block.log_weights))
         totals.add_weights(weights)
@@ -260,5 +287,5 @@ class _Totals:
         return {
             name: int((means.var(0) > ACTIVE_VARIANCE).sum())
             for name, means in found.items()
-            if len(means) > 1
+            if len(means) > 1 and not means.isnan().any()
         }

@@ -18,11 +18,13 @@ from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoi
 from inference.data.dataset import DataSet
 from inference.devices import rng_state, set_rng_state
 from inference.handlers import KLWarmup
+from inference.nonfinite import NonFiniteLossError
+from inference.parameters import trained
 from inference.progress import Progress
 from inference.runs import versions
 from inference.settings import FIXED_ON_RESUME, Settings
 from inference.signals import StopRequest, TrainingInterrupted
-from inference.step import NonFiniteLossError, SVIStep, trained
+from inference.step import SVIStep
 from inference.validation import Validator
 from inference.weights import batch_size
 from ppl_models.errors import PplError
@@ -150,6 +152,7 @@ class TrainingLoop:
         self.progress.advance(count, loss)
 
     def _end_epoch(self) -> None:
+        self.step.settle()
         row = {
             "epoch": self.at.epoch + 1,
             "step": self.at.step,
@@ -198,6 +201,7 @@ class TrainingLoop:
 
     def _save(self, *names: str) -> None:
         if self.run_dir is not None:
+            self.step.settle()
             first, *others = (self.run_dir / "checkpoints" / name for name in names or (LAST,))
             save_checkpoint(first, self._state(), *others)
 
@@ -241,6 +245,7 @@ class TrainingLoop:
         for total, saved in zip((self.loss_sum, self.norm_sum), state["sums"], strict=True):
             total.copy_(saved)
         set_rng_state(state["rng"])
+        self.step.started = self.at.step > 0  # or the next would be eager in a compiled run
         self.kl_warmup.at(max(0, self.at.step - 1))  # no step may be left in the epoch to set it
         for row in self.at.history:
             self.fabric.log_dict(row, step=row["step"])

@@ -10,6 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
+from inference.compiled_weights import MANY_ROWS
 from ppl_models.errors import PplError, UnknownNameError
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -55,7 +56,7 @@ class Settings:
     checkpoint_every: float
     seed: int
     precision: str
-    compile: str | bool = False
+    compile: str | bool = "auto"
 
     def __post_init__(self) -> None:
         positive = {
@@ -87,12 +88,19 @@ class Settings:
         """
         full, short = divmod(num_data, self.batch_size)
         often = {self.batch_size: full * self.epochs, short: self.epochs}
-        if self.compile is True:
-            most = max(often, key=lambda rows: often[rows])
-            return lambda rows: rows == most or often.get(rows, 0) >= WORTH_COMPILING
-        if self.compile == "auto" and max(often.values()) >= WORTH_COMPILING:
-            return lambda rows: often.get(rows, 0) >= WORTH_COMPILING
-        return None
+        most = max(often, key=lambda rows: often[rows])
+        if not self.compile or (self.compile == "auto" and often[most] < WORTH_COMPILING):
+            return None
+        return lambda rows: rows == most or often.get(rows, 0) >= WORTH_COMPILING
+
+    def compiles_validation(self, num_data: int, num_rows: int) -> bool:
+        """Whether validation has so many rows, over all epochs, that compiling it pays.
+
+        Args:
+            num_data: size of the training set.
+            num_rows: of a validation, data times draws.
+        """
+        return self.compile_worth(num_data) is not None and self.epochs * num_rows >= MANY_ROWS
 
     def plain(self) -> dict[str, Any]:
         """The settings as plain values; objects by their type's name."""

@@ -1,28 +1,27 @@
-"""The loss and gradients of a step as one graph, and the graph as machine code."""
+"""A step of training as a pure function of tensors: loss, gradients, and where possible the update.
+
+Everything that changes from step to step is an input, and is written back by the graph itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
-import pyro
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, functionalize
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
 
-from inference.elbo.base import forked_rng
-from ppl_models.errors import PplError, describe
+from inference.graphs import Held, NotCompiledError
+from inference.updates import Update
 from ppl_models.program import Batch, Program
 
-Compiled = Callable[[list[Tensor]], Any]
-Loss = Callable[[Batch, Mapping[str, Tensor]], Tensor]
 
+class Loss(Protocol):
+    """A loss per datum of a batch, with tensors in the place of the schedules' numbers."""
 
-class NotCompiledError(PplError):
-    """A step that cannot be compiled; the message says why."""
+    def __call__(self, batch: Batch, schedules: Mapping[str, Tensor]) -> Tensor:
+        """The loss, a scalar that backpropagates."""
 
 
 class StepModule(nn.Module):
@@ -45,147 +44,125 @@ class StepModule(nn.Module):
         return self._loss(batch, schedules)
 
 
-@dataclass
-class StepInputs:
-    """What may change from step to step, in the order in which the graph takes it."""
+class StepGraph:
+    """The step as a function of a flat list of tensors, and that list.
 
-    module: StepModule
-    schedules: dict[str, Tensor]
-    """Numbers that change from step to step, as tensors without dimension."""
-    trained: dict[str, Tensor] = field(init=False)
-    """Parameters, without their gradients."""
-    kept: dict[str, Tensor] = field(init=False)
-    """Buffers, and parameters that are not trained."""
+    Args:
+        module: the loss.
+        schedules: names of the numbers that change from step to step.
+        update: of the parameters, or None: the graph ends with the gradients.
+        clip_grad_norm: largest norm of the gradient that is applied.
+    """
 
-    def __post_init__(self) -> None:
-        named = dict(self.module.named_parameters())
-        self.trained = {n: p.detach() for n, p in named.items() if p.requires_grad}
-        frozen = {n: p.detach() for n, p in named.items() if not p.requires_grad}
-        self.kept = frozen | dict(self.module.named_buffers())
-
-    def flat(self, batch: Batch) -> list[Tensor]:
-        """All of them as one list."""
-        return [
-            *self.trained.values(),
-            *self.kept.values(),
-            *self.schedules.values(),
-            *batch.values(),
+    def __init__(
+        self,
+        module: StepModule,
+        schedules: Sequence[str],
+        update: Update | None = None,
+        clip_grad_norm: float | None = None,
+    ) -> None:
+        self.module = module
+        self.schedules = list(schedules)
+        self.update = update
+        self.clip_grad_norm = clip_grad_norm
+        self.held = Held(module)
+        device = next(iter(self.held.trained.values())).device
+        size = len(self.schedules) + (0 if update is None else len(update.numbers()))
+        # In float64: a number without dimensions changes the dtype of nothing that has them.
+        self.numbers = torch.zeros(size, dtype=torch.float64, device=device)
+        self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
+        """Steps since the first whose loss or gradient was not finite, that one included."""
+        names = {id(p): n for n, p in module.named_parameters()}
+        self.updated = [] if update is None else [names[id(p)] for p in update.parameters]
+        self._slots = [] if update is None else update.tensors
+        self._fixed = [
+            *self.held.trained.values(),
+            *self.held.kept.values(),
+            *(t for slots in self._slots for t in slots),
+            self.numbers,
+            self.bad_steps,
         ]
 
-    def step(self, fields: list[str]) -> Callable[..., list[Tensor]]:
-        """The step as a function of :meth:`flat`: loss, gradients, new values of what is kept."""
-        sizes = [len(self.trained), len(self.kept), len(self.schedules), len(fields)]
+    def flat(self, batch: Batch) -> list[Tensor]:
+        """The inputs, in the order in which the graph takes them."""
+        return [*self._fixed, *batch.values()]
+
+    def set_numbers(self, schedules: Mapping[str, float]) -> None:
+        """Give the numbers of the step to come their values."""
+        values = [schedules[name] for name in self.schedules]
+        if self.update is not None:
+            values += self.update.numbers()
+        if values:
+            self.numbers.copy_(torch.tensor(values, dtype=torch.float64))
+
+    def function(self, fields: Sequence[str]) -> Any:
+        """The step as a function of :meth:`flat`.
+
+        It gives loss, norm of the gradient, number of bad steps, and the gradients, and writes
+        into its inputs: buffers, and, if all is finite and has been, parameters and slots.
+        """
+        slots_of_each = [len(slots) for slots in self._slots]
+        sizes = [len(self.held.trained), len(self.held.kept), *slots_of_each, 1, 1, len(fields)]
 
         def run(*flat: Tensor) -> list[Tensor]:
-            trained, kept, schedules, data = _split(flat, sizes)
+            trained, kept, *slots, (numbers,), (bad,), data = split(flat, sizes)
+            values = numbers.unbind(0)
+            at = dict(zip(self.schedules, values, strict=False))
             leaves = [value.detach().requires_grad_(True) for value in trained]
-            kept = [value.clone() for value in kept]
-            named = dict(zip([*self.trained, *self.kept], leaves + kept, strict=True))
+            named = dict(zip([*self.held.trained, *self.held.kept], leaves + kept, strict=True))
             given = dict(zip(fields, data, strict=True))
-            at = dict(zip(self.schedules, schedules, strict=True))
             loss = functional_call(self.module, named, (given, at))
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-            missing = [n for n, g in zip(self.trained, gradients, strict=True) if g is None]
-            if missing:
-                raise NotCompiledError(
-                    f"no gradient reaches {', '.join(missing)}: not used, or a function holds "
-                    "the network itself, so that the graph cannot take its parameters as inputs; "
-                    "make it an attribute of a class with model and guide"
-                )
-            return [loss.detach(), *(g for g in gradients if g is not None), *kept]
+            gradients = self._gradients(loss, leaves)
+            with torch.no_grad():
+                norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+                if self.update is not None:
+                    bad.add_(((bad > 0) | ~torch.isfinite(loss + norm)).to(bad.dtype))
+                    steps = values[len(self.schedules) :]
+                    self._apply(trained, gradients, slots, steps, norm, bad == 0)
+            return [loss.detach(), norm, bad.clone(), *gradients]
 
         return run
 
+    def _gradients(self, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found = [gradient for gradient in gradients if gradient is not None]
+        if len(found) < len(leaves):
+            named = zip(self.held.trained, gradients, strict=True)
+            missing = ", ".join(name for name, gradient in named if gradient is None)
+            raise NotCompiledError(
+                f"no gradient reaches {missing}: not used, or a function holds the network itself, "
+                "so that the graph cannot take its parameters as inputs; make it an attribute of "
+                "a class with model and guide"
+            )
+        return found
 
-def _split(flat: tuple[Tensor, ...], sizes: list[int]) -> list[list[Tensor]]:
+    def _apply(
+        self,
+        trained: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        slots: Sequence[Sequence[Tensor]],
+        numbers: Sequence[Tensor],
+        norm: Tensor,
+        healthy: Tensor,
+    ) -> None:
+        """Write the new parameters and slots, unless a step was bad."""
+        assert self.update is not None
+        if self.clip_grad_norm is not None:
+            factor = (self.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [gradient * factor for gradient in gradients]
+        position = {name: i for i, name in enumerate(self.held.trained)}
+        order = [position[name] for name in self.updated]
+        old = [trained[i] for i in order]
+        new = self.update(old, [gradients[i] for i in order], slots, numbers)
+        for parameter, own, values in zip(old, slots, new, strict=True):
+            for target, value in zip([parameter, *own], values, strict=True):
+                target.copy_(torch.where(healthy, value, target))
+
+
+def split(flat: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    """A flat list in parts of these sizes."""
     parts, start = [], 0
     for size in sizes:
         parts.append(list(flat[start : start + size]))
         start += size
     return parts
-
-
-@dataclass(frozen=True)
-class StepGraph:
-    """A traced step."""
-
-    graph: GraphModule
-    """Pure: from the inputs to loss, gradients and new values."""
-    changed: list[str]
-    """What is kept and comes out with a new value; the last outputs, in this order."""
-
-
-def trace_step(inputs: StepInputs, batch: Batch) -> StepGraph:
-    """Trace a step; nothing is drawn or changed.
-
-    Raises:
-        NotCompiledError: it reads a tensor's value, or has an operator that cannot be traced.
-    """
-    step, flat = inputs.step(list(batch)), inputs.flat(batch)
-    scope = inputs.module.program.scope
-    try:
-        with forked_rng(), scope(), pyro.validation_enabled(False):
-            traced = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*flat)
-        with forked_rng(), torch.no_grad():
-            pure = make_fx(
-                functionalize(traced),
-                _decompositions(),
-                tracing_mode="fake",
-                _allow_non_fake_inputs=True,
-            )(*flat)
-    except NotCompiledError:
-        raise
-    except Exception as error:
-        raise NotCompiledError(f"the step cannot be traced: {describe(error)}") from error
-    return _without_unchanged(pure, list(inputs.kept))
-
-
-def _decompositions() -> Any:
-    from torch._inductor import config
-    from torch._inductor.decomposition import select_decomp_table
-
-    with config.patch(fallback_random=True):
-        return select_decomp_table()
-
-
-def _without_unchanged(graph: GraphModule, kept: list[str]) -> StepGraph:
-    """Drop outputs that are inputs as they came."""
-    (output,) = graph.graph.find_nodes(op="output")
-    values = list(output.args[0])
-    first = len(values) - len(kept)
-    changed = [n for n, v in zip(kept, values[first:], strict=True) if not _is_input(v)]
-    output.args = ([*values[:first], *(v for v in values[first:] if not _is_input(v))],)
-    graph.graph.eliminate_dead_code(is_impure_node=_draws)
-    graph.recompile()
-    return StepGraph(graph, changed)
-
-
-def _is_input(value: Any) -> bool:
-    while isinstance(value, Node) and value.target is torch.ops.aten.clone.default:
-        value = value.args[0]
-    return isinstance(value, Node) and value.op == "placeholder"
-
-
-def _draws(node: Node) -> bool:
-    """Whether a node takes from the random state, or must stay for another reason."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags or node.is_impure()
-
-
-def compile_graph(traced: StepGraph, flat: list[Tensor]) -> Compiled:
-    """A traced step as machine code; its random numbers are torch's own, in the same order.
-
-    Raises:
-        NotCompiledError: inductor cannot compile it (there is no C++ compiler, say).
-    """
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
-
-    on_cuda = flat[0].device.type == "cuda"
-    options = {"fallback_random": True, "triton.cudagraphs": on_cuda}
-    try:
-        with config.patch(options), torch.no_grad():
-            compiled: Any = compile_fx_inner(traced.graph, flat)
-    except Exception as error:
-        raise NotCompiledError(f"inductor cannot compile the step: {describe(error)}") from error
-    return compiled

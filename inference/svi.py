@@ -83,7 +83,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     precision: str = "32",
-    compile: bool | str = False,
+    compile: bool | str = "auto",
     run_dir: str | Path | None = None,
     resume: bool = False,
     tensorboard: bool = False,
@@ -122,8 +122,8 @@ def fit(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``32``, ``64``, or ``bf16`` (autocast).
         compile: trace the step into one graph and compile it: True, False, or ``auto``: if the run
-            is long enough to pay for it. What cannot be compiled is trained as it is, with a
-            message. See ``docs/compiled_step.md``.
+            has 20,000 steps, which pay for it. What cannot be compiled is trained as it is, with
+            a message. See ``docs/compiled_step.md``.
         run_dir: folder for checkpoints and metrics; nothing is written when left out.
         resume: go on from the checkpoint in ``run_dir``, if there is one.
         tensorboard: write TensorBoard events to ``run_dir/tensorboard``.
@@ -220,12 +220,14 @@ def _prepare(
         check_plate_size(traces, wrapped, rows, num_data)
     estimator = _estimator(settings, wrapped, traces, batch, num_data)
     shared_draws = not enumerated and has_global_latents(traces, rows)
+    draws = settings.valid_particles or (20 if shared_draws else 1)
     validator = Validator(
         placed.valid,
         estimator,
         enumerated,
-        settings.valid_particles or (20 if shared_draws else 1),
+        draws,
         num_data,
+        settings.compiles_validation(num_data, draws * len(placed.valid)),
     )
     bar = Progress(num_data * settings.epochs, progress)
     return TrainingLoop(wrapped, placed, settings, estimator, fabric, validator, folder, bar)

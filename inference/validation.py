@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from pyro.infer import ELBO
 
+from inference.compiled_weights import CompiledDensities
 from inference.data.dataset import Split
 from inference.devices import isolated_rng
-from inference.evaluation import evaluate
+from inference.evaluation import evaluate_by
 from inference.weights import evaluation_mode
 from ppl_models.program import Program
 
@@ -23,27 +24,31 @@ class Validator:
         enumerated: whether it does.
         num_particles: importance samples per datum.
         num_data: size of the training set.
+        compiled: run the program by a compiled graph.
     """
 
     def __init__(
-        self, split: Split, estimator: ELBO, enumerated: bool, num_particles: int, num_data: int
+        self,
+        split: Split,
+        estimator: ELBO,
+        enumerated: bool,
+        num_particles: int,
+        num_data: int,
+        compiled: bool = False,
     ) -> None:
         self.split = split
         self.estimator = estimator
         self.enumerated = enumerated
         self.num_particles = num_particles
         self.num_data = num_data
+        self.take = CompiledDensities.asked(compiled)
 
     def __call__(self, program: Program) -> dict[str, float]:
         """Validation numbers under the names of ``metrics.csv``; nats per datum."""
         if self.enumerated:
             return {"valid_elbo": self._elbo_by_estimator(program)}
-        result = evaluate(
-            program,
-            self.split.batches(BATCH),
-            num_particles=self.num_particles,
-            num_data=self.num_data,
-        )
+        batches = self.split.batches(BATCH)
+        result = evaluate_by(self.take, program, batches, self.num_particles, self.num_data)
         numbers = {
             "valid_elbo": result.elbo,
             "valid_rate": result.rate,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +35,25 @@ def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
     return {k: v.repeat(num_particles, *[1] * (v.dim() - 1)) for k, v in batch.items()}
 
 
+class Take(Protocol):
+    """Log densities of one run of a program on K·B rows."""
+
+    def __call__(
+        self, program: Program, batch: Batch, num_particles: int, num_data: int | None
+    ) -> SiteDensities:
+        """By site, (K, B); ``batch`` has the K·B rows."""
+
+
+def run_densities(
+    program: Program, batch: Batch, num_particles: int, num_data: int | None
+) -> SiteDensities:
+    """Run guide and model once, and take every site's log density per particle and datum."""
+    options: dict[str, Any] = {"num_data": num_data}
+    with program.scope():
+        traces = run_traces(program.run_model, program.run_guide, (batch,), options)
+    return densities_of(traces, batch_size(batch), num_particles)
+
+
 def site_densities(
     program: object, batch: Batch, num_particles: int = 1, *, num_data: int | None = None
 ) -> SiteDensities:
@@ -50,25 +69,24 @@ def site_densities(
         ProgramError: the program's sites cannot be told apart by datum.
     """
     program = as_program(program)
-    rows = batch_size(batch)
-    first = _densities(program, batch, rows, num_data, 1)
-    rest = num_particles - 1
-    if rest == 0:
-        return first
+    first = run_densities(program, batch, 1, num_data)
+    return stack([first, *_more(program, batch, first, num_particles - 1, num_data, run_densities)])
+
+
+def _more(
+    program: Program,
+    batch: Batch,
+    first: SiteDensities,
+    num_particles: int,
+    num_data: int | None,
+    take: Take,
+) -> list[SiteDensities]:
+    """Further particles of a program that has shown in a first one what latents it has."""
+    if num_particles == 0:
+        return []
     if first.global_sites:  # repeated rows would share a global draw: no independent particles
-        runs = [_densities(program, batch, rows, num_data, 1) for _ in range(rest)]
-    else:
-        runs = [_densities(program, repeat(batch, rest), rows * rest, num_data, rest)]
-    return stack([first, *runs])
-
-
-def _densities(
-    program: Program, batch: Batch, rows: int, num_data: int | None, num_particles: int
-) -> SiteDensities:
-    options: dict[str, Any] = {"num_data": num_data}
-    with program.scope():
-        traces = run_traces(program.run_model, program.run_guide, (batch,), options)
-    return densities_of(traces, rows, num_particles)
+        return [take(program, batch, 1, num_data) for _ in range(num_particles)]
+    return [take(program, repeat(batch, num_particles), num_particles, num_data)]
 
 
 def log_weights(
@@ -95,8 +113,9 @@ def log_weights(
     References:
         Burda, Grosse, Salakhutdinov: Importance Weighted Autoencoders, 2016, arXiv:1509.00519.
     """
-    blocks = particle_blocks(program, batch, num_particles, num_data, max_rows)
-    with evaluation_mode(as_program(program)):
+    program = as_program(program)
+    with evaluation_mode(program):
+        blocks = particle_blocks(program, batch, num_particles, num_data, max_rows)
         return torch.cat([block.log_weights for block in blocks])
 
 
@@ -114,10 +133,26 @@ def evaluation_mode(program: Program) -> Iterator[None]:
 
 @torch.no_grad()
 def particle_blocks(
-    program: object, batch: Batch, num_particles: int, num_data: int | None, max_rows: int
+    program: Program,
+    batch: Batch,
+    num_particles: int,
+    num_data: int | None,
+    max_rows: int,
+    take: Take = run_densities,
 ) -> Iterator[SiteDensities]:
-    """The K particles in blocks of at most ``max_rows`` rows."""
-    block = max(1, max_rows // batch_size(batch))
-    for start in range(0, num_particles, block):
+    """The K particles in blocks of at most ``max_rows`` rows.
+
+    Args:
+        program: in evaluation mode.
+        batch: fields (B, ...).
+        num_particles: K.
+        num_data: size of the data set.
+        max_rows: particles times data that are run at once.
+        take: runs the program.
+    """
+    block = min(num_particles, max(1, max_rows // batch_size(batch)))
+    first = take(program, batch, 1, num_data)
+    yield stack([first, *_more(program, batch, first, block - 1, num_data, take)])
+    for start in range(block, num_particles, block):
         size = min(block, num_particles - start)
-        yield site_densities(program, batch, size, num_data=num_data)
+        yield stack(_more(program, batch, first, size, num_data, take))

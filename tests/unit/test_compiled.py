@@ -8,47 +8,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import GlobalMean, tiny_images, tiny_vae
+from compiled_helpers import both, outcome, step_of, traced
+from programs import GaussianToy, GlobalMean, tiny_images, tiny_vae
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from unit.test_fit_estimators import DISCRETE, TinyBits
 
 from inference import ESTIMATORS, fit
-from inference.devices import make_fabric
 from inference.elbo import GumbelSoftmax, make_estimator
+from inference.graphs import NotCompiledError
 from inference.handlers import KLWarmup
-from inference.priming import prime
+from inference.nonfinite import NonFiniteLossError, Recent, Step
 from inference.settings import WORTH_COMPILING
-from inference.step import SVIStep
-from inference.step_graph import NotCompiledError, StepInputs, trace_step
-from ppl_models import PplError, Program, as_program
-
-
-def step_of(program, estimator, x, **options) -> SVIStep:
-    """A step of a primed program, ready to be compiled."""
-    program = as_program(program)
-    estimator.prepare(prime(program, {"x": x}, len(x)))
-    warmup = options.pop("kl_warmup", KLWarmup(0))
-    optimizer = torch.optim.SGD(program.parameters(), lr=0.1)
-    return SVIStep(
-        program, estimator, optimizer, make_fabric("cpu"), warmup, len(x), compile_worth=bool
-    )
-
-
-def both(step: SVIStep, x) -> tuple[list, list]:
-    """Outputs of the traced graph, run as it is, and of the eager step, same random numbers."""
-    inputs = StepInputs(step.compiled.module, step.compiled._up_to_date().schedules)
-    traced = trace_step(inputs, {"x": x})
-    flat = inputs.flat({"x": x})
-    torch.manual_seed(5)
-    ours = traced.graph(*flat)
-    torch.manual_seed(5)
-    with step.program.scope(), pyro.validation_enabled(False):
-        eager = inputs.step(["x"])(*flat)
-    changed = [n in traced.changed for n in inputs.kept]
-    first = len(eager) - len(changed)
-    kept = [v for v, new in zip(eager[first:], changed, strict=True) if new]
-    return list(ours), [*eager[:first], *kept]
+from ppl_models import PplError, Program
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
@@ -82,13 +54,19 @@ class Normed(nn.Module):
             pyro.sample("z", dist.Normal(self.encoder(x.flatten(1)), scale).to_event(1))
 
 
-def test_buffers_that_a_step_updates_come_out_of_the_graph():
-    step = step_of(Normed(), make_estimator("pathwise"), tiny_images(8))
+def test_buffers_that_a_step_updates_are_written_back():
+    x = tiny_images(8)
+    step = step_of(Normed(), make_estimator("pathwise"), x)
     step.program.train()
-    ours, eager = both(step, tiny_images(8))
-    assert len(ours) == 1 + 6 + 3  # loss, gradients, the statistics of the batch norm
+    before = [b.clone() for b in step.program.buffers()]
+    ours, eager = both(step, x)
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b)
+    held = step.compiled.step_graph().held
+    first = len(ours) - len(step.compiled.step_graph().flat({"x": x})) + len(held.trained)
+    frozen = len(held.kept) - len(before)
+    for old, new in zip(before, ours[first + frozen :], strict=False):
+        assert not torch.equal(old, new)
 
 
 def train(make, *, compile, data=None, **options):
@@ -115,8 +93,10 @@ def assert_same_training(make, **options):
         (Normed, {"estimator": "leave_one_out", "num_particles": 2}),
         (tiny_vae, {"estimator": "decaying_average"}),
         (TinyBits, {"estimator": "enumerate", "precision": "64"}),
+        (tiny_vae, {"optimizer": "RMSprop", "clip_grad_norm": 0.5}),
+        (tiny_vae, {"precision": "bf16", "optimizer": "AdamW"}),
     ],
-    ids=["schedules", "batch norm", "baseline", "float64"],
+    ids=["schedules", "batch norm", "baseline", "float64", "torch's own update", "bf16"],
 )
 def test_compiled_and_eager_training_end_alike(make, options, caplog):
     with caplog.at_level(logging.WARNING):
@@ -136,17 +116,33 @@ def test_global_latents_an_autoguide_and_a_temperature():
 
 
 def test_a_schedule_is_no_constant_of_the_graph():
-    warmup = KLWarmup(10)
-    step = step_of(tiny_vae(), make_estimator("analytic_kl"), tiny_images(6), kl_warmup=warmup)
-    inputs = step.compiled._up_to_date()
-    traced = trace_step(inputs, {"x": tiny_images(6)})
-    losses = []
+    warmup, x = KLWarmup(10), tiny_images(6)
+    step = step_of(tiny_vae(), make_estimator("analytic_kl"), x, kl_warmup=warmup)
+    graph, losses = traced(step, x), []
     for at in (0, 9):
         warmup.at(at)
-        torch.manual_seed(0)
-        flat = step.compiled._up_to_date().flat({"x": tiny_images(6)})
-        losses.append(float(traced.graph(*flat)[0]))
+        losses.append(float(outcome(step, graph, x)[0]))
     assert losses[1] > losses[0]
+
+
+def test_a_minibatch_that_the_plate_draws_is_another_at_every_step():
+    class Subsampled(GaussianToy):
+        def model(self, x):
+            with pyro.plate("data", len(x), subsample_size=3, dim=-1) as index:
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))
+                pyro.sample("x", dist.Normal(z + self.b, self.s), obs=x[index])
+
+        def guide(self, x):
+            with pyro.plate("data", len(x), subsample_size=3, dim=-1):
+                pyro.sample("z", dist.Normal(self.m, self.log_sigma.exp()))
+
+    x = torch.randn(7)
+    step = step_of(Subsampled(), make_estimator("pathwise"), x)
+    ours, eager = both(step, x)
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b)
+    graph = traced(step, x)
+    assert len({float(outcome(step, graph, x, seed)[0]) for seed in range(5)}) == 5
 
 
 def branching(x):
@@ -197,14 +193,75 @@ def test_networks_that_functions_hold_are_refused_by_name():
 
     step = step_of(Program(model, guide), make_estimator("pathwise"), torch.randn(5))
     with pytest.raises(NotCompiledError, match="a function holds the network itself"):
-        both(step, torch.randn(5))
+        traced(step, torch.randn(5))
 
 
 def test_the_random_state_is_as_before_tracing():
     step = step_of(tiny_vae(), make_estimator("pathwise"), tiny_images(6))
     before = torch.get_rng_state()
-    trace_step(step.compiled._up_to_date(), {"x": tiny_images(6)})
+    traced(step, tiny_images(6))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Counting(GaussianToy):
+    """What it computes depends on how often it has run: on no tensor that a graph could take."""
+
+    runs = 0
+
+    def model(self, x):
+        type(self).runs += 1
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z + self.b, 1.0 + self.runs), obs=x)
+
+
+@pytest.mark.slow
+def test_a_program_that_is_no_function_of_its_inputs_is_not_compiled(caplog):
+    """The check before the first compiled step finds it out, and training goes on eagerly."""
+    with caplog.at_level(logging.WARNING):
+        fitted = train(Counting, compile=True, data=torch.randn(100))
+    said = [r.message for r in caplog.records if "without compiling" in r.message]
+    assert len(said) == 1
+    assert "compiled and eager differ at loss" in said[0]
+    assert len(fitted.history) == 3
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_a_compiled_run_unchanged(caplog):
+    """At the third step, after the graph is made; the message names the site."""
+
+    class Breaking(GaussianToy):
+        def model(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                scale = torch.where(x.max() > 50, torch.nan, 1.0)
+                pyro.sample("x", dist.Normal(z + self.b, scale), obs=x)
+
+    x = torch.randn(20)
+    step = step_of(Breaking(), make_estimator("pathwise"), x)
+    with step.program.scope(), pyro.validation_enabled(False):
+        step({"x": x})
+        step({"x": x})
+        assert step.compiled.failure is None
+        before = [p.detach().clone() for p in step.parameters]
+        with pytest.raises(NonFiniteLossError, match="not finite at site 'x' of the model"):
+            step({"x": x + 100})
+    for a, b in zip(before, step.parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_first_of_the_bad_steps_is_found():
+    recent = Recent(every=4)
+    steps = [Step({}, [], torch.tensor(float(i))) for i in range(4)]
+    for step in steps[:3]:
+        recent.add(step)
+        assert not recent.due
+    recent.add(steps[3])
+    assert recent.due
+    assert recent.first_bad(torch.tensor(2)) is steps[2]
+    recent.add(steps[0])
+    assert not recent.due
+    assert recent.first_bad(torch.tensor(0)) is None
 
 
 def test_auto_compiles_long_runs_alone():

@@ -10,7 +10,7 @@ from programs import GaussianToy, tiny_images, tiny_vae
 from torch import nn
 
 from inference import fit, from_tensors
-from inference.step import NonFiniteLossError
+from inference.nonfinite import NonFiniteLossError
 from ppl_models import PplError, Program, ProgramError
 
 

@@ -127,6 +127,33 @@ def test_an_older_checkpoint_resumes_to_the_same_end(tmp_path, reference):
     assert_same_run(tmp_path, reference[0])
 
 
+def interrupted(folder: Path, monkeypatch, last_step: int, number=signal.SIGINT, **options):
+    """What is raised when a signal comes in the step of this number, from 0."""
+    steps, show = iter(range(10_000)), Progress.advance
+
+    def advance(self, count, loss):
+        show(self, count, loss)
+        if next(steps) == last_step:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "advance", advance)
+        with pytest.raises(TrainingInterrupted, match=r"ppl train --resume") as stopped:
+            train(folder, **({"checkpoint_every": 1e9} | options))
+    return stopped.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last_step", [0, 50])
+def test_a_compiled_run_resumes_to_the_same_end(tmp_path, monkeypatch, last_step):
+    """The step after the resume is by the graph, as it would have been."""
+    options = {"epochs": 2, "compile": True, "clip_grad_norm": 1.0}
+    train(tmp_path / "once", **options)
+    interrupted(tmp_path / "twice", monkeypatch, last_step, **options)
+    train(tmp_path / "twice", **options)
+    assert_same_run(tmp_path / "twice", tmp_path / "once")
+
+
 def test_a_finished_run_may_be_given_more_epochs(tmp_path):
     train(tmp_path / "twice", epochs=2, lr_schedule="constant")
     train(tmp_path / "twice", epochs=4, lr_schedule="constant")
@@ -139,21 +166,9 @@ def test_a_finished_run_may_be_given_more_epochs(tmp_path):
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     tmp_path, reference, monkeypatch, number, last_step
 ):
-    steps = iter(range(10_000))
-    show = Progress.advance
-
-    def advance(self, count, loss):
-        show(self, count, loss)
-        if next(steps) == last_step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Progress, "advance", advance)
-    with pytest.raises(TrainingInterrupted, match=r"ppl train --resume") as stopped:
-        train(tmp_path, checkpoint_every=1e9)
-    assert stopped.value.signum == number
+    assert interrupted(tmp_path, monkeypatch, last_step, number).signum == number
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["position"]["batch"] > 0  # in the midst of an epoch
-    monkeypatch.undo()
     train(tmp_path)
     assert_same_run(tmp_path, reference[0])
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)

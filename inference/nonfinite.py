@@ -1,0 +1,127 @@
+"""A loss that is not finite: the step's draws again, and what went wrong by name."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from inference.devices import rng_state, set_rng_state
+from inference.elbo.traces import Traces, sample_sites, scaled_log_prob
+from ppl_models.errors import ProgramError
+from ppl_models.program import Batch
+
+
+class NonFiniteLossError(ProgramError):
+    """The loss or a gradient became NaN or infinite; the parameters are as before the step."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is needed to take a step again."""
+
+    batch: Batch
+    draws: list[Tensor]
+    """States of the generators before it."""
+    loss: Tensor
+
+
+class Recent:
+    """The latest steps, until their losses are known to be finite.
+
+    To ask at every step would have a GPU wait; a graph that has found a bad step changes no
+    parameters any more, so that it is enough to ask now and then.
+
+    Args:
+        every: how many steps are between two questions.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._steps: deque[Step] = deque(maxlen=every)
+        self._every = every
+
+    def add(self, step: Step) -> None:
+        """Remember a step."""
+        self._steps.append(step)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to ask."""
+        return len(self._steps) == self._every
+
+    def first_bad(self, bad_steps: Tensor) -> Step | None:
+        """The first bad step of those remembered, if there is one; they are then forgotten.
+
+        Args:
+            bad_steps: how many there are since the first, that one included.
+        """
+        count = int(bad_steps)
+        found = self._steps[-count] if count else None
+        self._steps.clear()
+        return found
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """States of the generators that a step on this device draws from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+@contextmanager
+def drawn_again(draws: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Within, the generators go on from these states; afterwards they are as they were."""
+    after = rng_state()
+    torch.set_rng_state(draws[0])
+    if len(draws) > 1:
+        torch.cuda.set_rng_state(draws[1], device)
+    try:
+        yield
+    finally:
+        set_rng_state(after)
+
+
+def explain(program: nn.Module, loss: Tensor, run: Callable[[], Traces]) -> str:
+    """What went wrong, and the usual remedies.
+
+    Args:
+        program: whose parameters hold the step's gradients.
+        loss: of the step.
+        run: gives the step's traces again.
+    """
+    with torch.no_grad():
+        culprits = _non_finite_sites(run())
+    bad = [n for n, p in program.named_parameters() if _spoilt(p.grad)]
+    if culprits:
+        cause = f"log density is not finite at {', '.join(culprits)}"
+    elif bad:
+        cause = f"the gradient is not finite at parameter(s) {', '.join(bad[:5])}"
+    else:
+        cause = "every site's log density is finite; a KL term or auxiliary loss is not"
+    return (
+        f"the loss became {float(loss):g}: {cause}. Training stopped before the parameters "
+        "were changed. Usual remedies: a smaller learning rate, --clip_grad_norm, a floor "
+        "under scales."
+    )
+
+
+def _non_finite_sites(traces: Traces) -> list[str]:
+    found = []
+    for role, trace in (("guide", traces.guide), ("model", traces.model)):
+        for name, site in sample_sites(trace):
+            try:
+                log_prob = scaled_log_prob(site)
+            except ValueError:  # validation: parameters or value outside their support
+                log_prob = torch.tensor(torch.nan)
+            if not bool(torch.isfinite(log_prob).all()):
+                found.append(f"site {name!r} of the {role} ({type(site['fn']).__name__})")
+    return found
+
+
+def _spoilt(gradient: Tensor | None) -> bool:
+    return gradient is not None and not bool(torch.isfinite(gradient).all())

@@ -1,0 +1,217 @@
+"""Optimizers' updates as pure functions, so that a graph can hold the whole step.
+
+Torch's optimizer stays the owner: its state tensors are the graph's inputs, its groups' numbers
+(learning rate, betas, whatever a schedule changes) are read anew before every step.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Group = dict[str, Any]
+Numbers = Sequence[Tensor]
+
+
+class Update(ABC):
+    """The update of an optimizer that has taken its first step.
+
+    Args:
+        optimizer: torch's.
+    """
+
+    slots: ClassVar[tuple[str, ...]]
+    """The state tensors of a parameter that an update reads and writes."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.members = [
+            (group, parameter)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
+        states = [optimizer.state.get(p, {}) for _, p in self.members]
+        self.counters = [state["step"] for state in states if "step" in state]
+        self.count = int(self.counters[0]) if self.counters else 0
+        optimizer.register_step_post_hook(self._stepped)
+
+    def _stepped(self, *args: Any) -> None:
+        """An eager step was taken in between."""
+        self.count += 1
+
+    @classmethod
+    def serves(cls, group: Group, state: dict[str, Any]) -> bool:
+        """Whether the update of a parameter with these options and this state is known."""
+        return not group.get("differentiable") and all(state.get(s) is not None for s in cls.slots)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters, in the order of the other lists."""
+        return [parameter for _, parameter in self.members]
+
+    @property
+    def tensors(self) -> list[list[Tensor]]:
+        """The slots' tensors, by parameter."""
+        state = self.optimizer.state
+        return [[state[p][s] for s in self.slots] if self.slots else [] for _, p in self.members]
+
+    def numbers(self) -> list[float]:
+        """The present numbers of all groups, for the step to come."""
+        return [n for group in self.optimizer.param_groups for n in self.numbers_of(group)]
+
+    def taken(self) -> None:
+        """A step was taken by the graph; torch's own counters follow."""
+        self.count += 1
+        if self.counters:
+            torch._foreach_add_(self.counters, 1)
+
+    def __call__(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        slots: Sequence[Sequence[Tensor]],
+        numbers: Numbers,
+    ) -> list[list[Tensor]]:
+        """New values of every parameter and its slots.
+
+        Args:
+            parameters: as :attr:`parameters`.
+            gradients: theirs.
+            slots: as :attr:`tensors`.
+            numbers: as :meth:`numbers`.
+        """
+        groups = self.optimizer.param_groups
+        each = len(numbers) // len(groups)
+        of_group = {id(g): numbers[i * each : (i + 1) * each] for i, g in enumerate(groups)}
+        return [
+            self.rule(parameter, -gradient if group["maximize"] else gradient, slot, of, group)
+            for (group, _), parameter, gradient, slot in zip(
+                self.members, parameters, gradients, slots, strict=True
+            )
+            for of in [of_group[id(group)]]
+        ]
+
+    @abstractmethod
+    def numbers_of(self, group: Group) -> list[float]:
+        """What changes from step to step, for a group."""
+
+    @abstractmethod
+    def rule(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], numbers: Numbers, group: Group
+    ) -> list[Tensor]:
+        """New values of a parameter and its slots."""
+
+
+class AdamUpdate(Update):
+    """Of ``torch.optim.Adam`` and ``AdamW``."""
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    @classmethod
+    def serves(cls, group: Group, state: dict[str, Any]) -> bool:
+        """All but AMSGrad."""
+        return super().serves(group, state) and not group["amsgrad"]
+
+    def numbers_of(self, group: Group) -> list[float]:
+        """Rates, with the corrections of the averages' start."""
+        rate, (beta1, beta2), step = float(group["lr"]), group["betas"], self.count + 1
+        return [
+            rate * float(group["weight_decay"]) if self._decoupled(group) else 0.0,
+            0.0 if self._decoupled(group) else float(group["weight_decay"]),
+            float(beta1),
+            float(beta2),
+            float(group["eps"]),
+            rate / (1 - beta1**step),
+            (1 - beta2**step) ** 0.5,
+        ]
+
+    def _decoupled(self, group: Group) -> bool:
+        return isinstance(self.optimizer, torch.optim.AdamW) or bool(
+            group.get("decoupled_weight_decay")
+        )
+
+    def rule(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], numbers: Numbers, group: Group
+    ) -> list[Tensor]:
+        """Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101."""
+        shrink, decay, beta1, beta2, eps, rate, correction = numbers
+        mean, square = slots
+        g = g + decay * p
+        mean = mean + (1 - beta1) * (g - mean)
+        square = square * beta2 + (1 - beta2) * g * g
+        step = rate * mean / (square.sqrt() / correction + eps)
+        return [p - shrink * p - step, mean, square]
+
+
+class SGDUpdate(Update):
+    """Of ``torch.optim.SGD`` without momentum."""
+
+    slots = ()
+
+    @classmethod
+    def serves(cls, group: Group, state: dict[str, Any]) -> bool:
+        """Of groups without momentum."""
+        return super().serves(group, state) and group["momentum"] == 0
+
+    def numbers_of(self, group: Group) -> list[float]:
+        """The rates of descent and decay."""
+        return [float(group["lr"]), float(group["weight_decay"])]
+
+    def rule(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], numbers: Numbers, group: Group
+    ) -> list[Tensor]:
+        """Down the gradient."""
+        rate, decay = numbers
+        return [p - rate * (g + decay * p)]
+
+
+class MomentumUpdate(Update):
+    """Of ``torch.optim.SGD`` with momentum, Nesterov's too."""
+
+    slots = ("momentum_buffer",)
+
+    @classmethod
+    def serves(cls, group: Group, state: dict[str, Any]) -> bool:
+        """Of groups with momentum."""
+        return super().serves(group, state) and group["momentum"] != 0
+
+    def numbers_of(self, group: Group) -> list[float]:
+        """The rates of descent and decay, the momentum, and the weight of the new gradient."""
+        names = ("lr", "weight_decay", "momentum")
+        return [*(float(group[name]) for name in names), 1 - float(group["dampening"])]
+
+    def rule(
+        self, p: Tensor, g: Tensor, slots: Sequence[Tensor], numbers: Numbers, group: Group
+    ) -> list[Tensor]:
+        """Sutskever, Martens, Dahl, Hinton 2013, as torch has it."""
+        rate, decay, momentum, weight = numbers
+        g = g + decay * p
+        velocity = slots[0] * momentum + weight * g
+        step = g + momentum * velocity if group["nesterov"] else velocity
+        return [p - rate * step, velocity]
+
+
+UPDATES: dict[type, tuple[type[Update], ...]] = {
+    torch.optim.Adam: (AdamUpdate,),
+    torch.optim.AdamW: (AdamUpdate,),
+    torch.optim.SGD: (SGDUpdate, MomentumUpdate),
+}
+
+
+def update_of(optimizer: torch.optim.Optimizer) -> Update | None:
+    """The update of an optimizer that has taken a step, or None: it is left to torch."""
+    members = [
+        (group, optimizer.state.get(parameter, {}))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
+    for candidate in UPDATES.get(type(optimizer), ()):
+        if all(candidate.serves(group, state) for group, state in members):
+            return candidate(optimizer)
+    return None
