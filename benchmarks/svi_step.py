@@ -33,7 +33,8 @@ from ppl_models import as_program
 from ppl_models.vae import VAE
 
 BATCH = 128
-Step = Callable[[], object]
+Turn = Callable[[int], object]
+"""So many steps."""
 
 
 @dataclass
@@ -72,7 +73,7 @@ CASES = {
 }  # fmt: skip
 
 
-def ours(case: Case, x: Tensor, compiled: bool) -> tuple[Step, float]:
+def ours(case: Case, x: Tensor, compiled: bool) -> tuple[Turn, float]:
     """A step, and the seconds that tracing and compiling took."""
     program = as_program(case.program().to(x.device))
     estimator: Any = make_estimator(case.estimator, case.particles, vectorize_particles=True)
@@ -84,19 +85,20 @@ def ours(case: Case, x: Tensor, compiled: bool) -> tuple[Step, float]:
     fabric = make_fabric(x.device.type)
     step = SVIStep(program, estimator, optimizer, fabric, KLWarmup(0), len(x), compile_worth=worth)
 
-    def once() -> None:
+    def turn(count: int) -> None:  # in the program's scope, as ``fit`` is for a whole run
         with program.scope(), pyro.validation_enabled(False):
-            step({"x": x})
+            for _ in range(count):
+                step({"x": x})
 
-    once()
+    turn(1)
     started = time.perf_counter()
-    once()
+    turn(1)
     if compiled and step.compiled is not None and step.compiled.failure:
         raise RuntimeError(step.compiled.failure)
-    return once, time.perf_counter() - started
+    return turn, time.perf_counter() - started
 
 
-def stock(case: Case, x: Tensor, validation: bool) -> Step:
+def stock(case: Case, x: Tensor, validation: bool) -> Turn:
     """``SVI.step`` as its users take it."""
     program = case.program().to(x.device)
     own: dict = {"params": {}, "constraints": {}}
@@ -107,14 +109,15 @@ def stock(case: Case, x: Tensor, validation: bool) -> Step:
         case.stock(),
     )
 
-    def once() -> None:
+    def turn(count: int) -> None:
         with pyro.get_param_store().scope(own), pyro.validation_enabled(validation):
-            svi.step(x)
+            for _ in range(count):
+                svi.step(x)
 
-    return once
+    return turn
 
 
-def by_hand(x: Tensor, compiled: bool) -> Step:
+def by_hand(x: Tensor, compiled: bool) -> Turn:
     """A loop over the written-out loss."""
     model = PlainVAE().to(x.device)
     loss_of = torch.compile(model.loss) if compiled else model.loss
@@ -126,10 +129,18 @@ def by_hand(x: Tensor, compiled: bool) -> Step:
         optimizer.step()
 
     once()
-    return once
+    return repeated(once)
 
 
-def peers(x: Tensor) -> dict[str, Step]:
+def repeated(once: Callable[[], object]) -> Turn:
+    def turn(count: int) -> None:
+        for _ in range(count):
+            once()
+
+    return turn
+
+
+def peers(x: Tensor) -> dict[str, Turn]:
     """The same network by other means."""
     arms = {"torch by hand": by_hand(x, False), "torch.compile by hand": by_hand(x, True)}
     try:
@@ -137,19 +148,18 @@ def peers(x: Tensor) -> dict[str, Step]:
     except ImportError:
         print("numpyro is not installed: its arm is left out")
         return arms
-    return arms | {"numpyro, jitted": numpyro_step(x)}
+    return arms | {"numpyro, jitted": repeated(numpyro_step(x))}
 
 
-def synced(step: Step, device: torch.device, steps: int) -> Step:
+def synced(turn: Turn, device: torch.device, steps: int) -> Callable[[], object]:
     """So many steps, and the wait until they are done."""
 
-    def turn() -> None:
-        for _ in range(steps):
-            step()
+    def timed() -> None:
+        turn(steps)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    return turn
+    return timed
 
 
 def run(name: str, case: Case, args: Any) -> dict[str, Any]:
@@ -157,7 +167,7 @@ def run(name: str, case: Case, args: Any) -> dict[str, Any]:
     x = (torch.rand(BATCH, *case.shape, device=args.device) > 0.8).float()
     eager, _ = ours(case, x, compiled=False)
     fast, seconds = ours(case, x, compiled=True)
-    arms: dict[str, Step] = {
+    arms: dict[str, Turn] = {
         "compiled": fast,
         "eager": eager,
         "stock SVI.step": stock(case, x, validation=True),
@@ -165,9 +175,9 @@ def run(name: str, case: Case, args: Any) -> dict[str, Any]:
     }
     if name == "mlp":
         arms |= peers(x)
-    turns = {arm: synced(step, x.device, args.steps) for arm, step in arms.items()}
+    turns = {arm: synced(turn, x.device, args.steps) for arm, turn in arms.items()}
     timed = interleave(turns, args.rounds, 1)
-    each = {arm: seconds / args.steps for arm, seconds in medians(timed).items()}
+    each = {arm: value / args.steps for arm, value in medians(timed).items()}
     saved = each["eager"] - each["compiled"]
     return {
         "milliseconds_a_step": {arm: round(v * 1e3, 3) for arm, v in each.items()},

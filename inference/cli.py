@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ class Parser(ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _show_log()
     try:
         return _dispatch(arguments)
     except TrainingInterrupted as stop:
@@ -100,6 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("PPL_TRACEBACK"):
             raise
         return _fail(f"error: {describe(error)}\n(PPL_TRACEBACK=1 shows the traceback)", 1)
+
+
+def _show_log() -> None:
+    """What the engine has to tell (that a step is compiled, or why not) goes to stderr."""
+    logger = logging.getLogger("inference")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("ppl: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _fail(message: str, status: int) -> int:
@@ -154,7 +166,7 @@ def _function_command(function: Callable[..., Any], name: str) -> Callable[[list
 def _train(argv: list[str]) -> Any:
     if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
         return _resume(argv)
-    parser, argv = _program_parser("train", argv)
+    parser, argv = _program_parser("train", _with_value("--compile", "true", argv))
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     _add_fit_options(parser)
@@ -163,6 +175,14 @@ def _train(argv: list[str]) -> Any:
     out, overwrite = config.pop("out"), config.pop("overwrite")
     folder = Path(out) if out else _free_folder(config["program"], config["data"])
     return commands.train(config, folder, overwrite=overwrite)
+
+
+def _with_value(option: str, value: str, argv: list[str]) -> list[str]:
+    """The arguments with a value after an option that stands there without one."""
+    found = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        found += [word, value] if word == option and after.startswith("--") else [word]
+    return found
 
 
 def _add_fit_options(parser: Parser) -> None:

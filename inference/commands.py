@@ -98,7 +98,9 @@ def _finish(config: dict[str, Any], out: Path) -> Numbers:
     return numbers | {"run": str(out), "report": str(page)}
 
 
-def evaluate_on(run: Run, split: str, num_particles: int, seed: int) -> Numbers:
+def evaluate_on(
+    run: Run, split: str, num_particles: int, seed: int, compile: bool | str = "auto"
+) -> Numbers:
     """Evaluate an open run and write ``evaluation.json``."""
     result = evaluate(
         run.program,
@@ -107,6 +109,7 @@ def evaluate_on(run: Run, split: str, num_particles: int, seed: int) -> Numbers:
         num_data=len(run.data.train),
         log_jacobian=run.data.info.log_jacobian,
         seed=seed,
+        compile=compile,
     )
     numbers = {"split": split, "epoch": run.epoch} | result.to_dict()
     path = run.folder / "evaluation.json"
@@ -123,6 +126,7 @@ def evaluate_run(
     device: str = "auto",
     data_root: str | None = None,
     seed: int = 0,
+    compile: bool | str = "auto",
 ) -> Numbers:
     """Evaluate a run: ELBO, rate, distortion, IWAE bound, active units; nats per datum.
 
@@ -134,9 +138,10 @@ def evaluate_run(
         device: auto, cpu or cuda.
         data_root: folder of data files, if it is another than in training.
         seed: of the draws.
+        compile: run the program by a compiled graph: true, false, or auto: if it pays.
     """
     opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
-    return evaluate_on(opened, split, num_particles, seed)
+    return evaluate_on(opened, split, num_particles, seed, compile)
 
 
 def sample_run(

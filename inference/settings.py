@@ -16,8 +16,8 @@ from ppl_models.errors import PplError, UnknownNameError
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 
-WORTH_COMPILING = 20_000
-"""Steps of one shape that pay for compiling them (some 15 seconds), even where steps are short.
+WORTH_COMPILING = 10_000
+"""Steps of one shape that pay for compiling them (5 to 10 seconds, 1 ms and more saved a step).
 
 A number, not a measurement, so that a run does the same whatever the machine is busy with.
 """

@@ -67,9 +67,11 @@ class StepGraph:
         self.clip_grad_norm = clip_grad_norm
         self.held = Held(module)
         device = next(iter(self.held.trained.values())).device
-        size = len(self.schedules) + (0 if update is None else len(update.numbers()))
         # In float64: a number without dimensions changes the dtype of nothing that has them.
-        self.numbers = torch.zeros(size, dtype=torch.float64, device=device)
+        self.numbers = torch.zeros(len(self.schedules), dtype=torch.float64, device=device)
+        """Present values of the schedules."""
+        self.rates = torch.zeros(0) if update is None else update.new_rates(device)
+        """Present numbers of the optimizer."""
         self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
         """Steps since the first whose loss or gradient was not finite, that one included."""
         names = {id(p): n for n, p in module.named_parameters()}
@@ -80,6 +82,7 @@ class StepGraph:
             *self.held.kept.values(),
             *(t for slots in self._slots for t in slots),
             self.numbers,
+            self.rates,
             self.bad_steps,
         ]
 
@@ -89,11 +92,9 @@ class StepGraph:
 
     def set_numbers(self, schedules: Mapping[str, float]) -> None:
         """Give the numbers of the step to come their values."""
-        values = [schedules[name] for name in self.schedules]
+        _fill(self.numbers, [schedules[name] for name in self.schedules])
         if self.update is not None:
-            values += self.update.numbers()
-        if values:
-            self.numbers.copy_(torch.tensor(values, dtype=torch.float64))
+            _fill(self.rates, self.update.numbers())
 
     def function(self, fields: Sequence[str]) -> Any:
         """The step as a function of :meth:`flat`.
@@ -102,12 +103,11 @@ class StepGraph:
         into its inputs: buffers, and, if all is finite and has been, parameters and slots.
         """
         slots_of_each = [len(slots) for slots in self._slots]
-        sizes = [len(self.held.trained), len(self.held.kept), *slots_of_each, 1, 1, len(fields)]
+        sizes = [len(self.held.trained), len(self.held.kept), *slots_of_each, 1, 1, 1, len(fields)]
 
         def run(*flat: Tensor) -> list[Tensor]:
-            trained, kept, *slots, (numbers,), (bad,), data = split(flat, sizes)
-            values = numbers.unbind(0)
-            at = dict(zip(self.schedules, values, strict=False))
+            trained, kept, *slots, (numbers,), (rates,), (bad,), data = split(flat, sizes)
+            at = dict(zip(self.schedules, numbers.unbind(0), strict=True))
             leaves = [value.detach().requires_grad_(True) for value in trained]
             named = dict(zip([*self.held.trained, *self.held.kept], leaves + kept, strict=True))
             given = dict(zip(fields, data, strict=True))
@@ -117,8 +117,7 @@ class StepGraph:
                 norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
                 if self.update is not None:
                     bad.add_(((bad > 0) | ~torch.isfinite(loss + norm)).to(bad.dtype))
-                    steps = values[len(self.schedules) :]
-                    self._apply(trained, gradients, slots, steps, norm, bad == 0)
+                    self._apply(trained, gradients, slots, rates.unbind(0), norm, bad == 0)
             return [loss.detach(), norm, bad.clone(), *gradients]
 
         return run
@@ -141,7 +140,7 @@ class StepGraph:
         trained: Sequence[Tensor],
         gradients: Sequence[Tensor],
         slots: Sequence[Sequence[Tensor]],
-        numbers: Sequence[Tensor],
+        rates: Sequence[Tensor],
         norm: Tensor,
         healthy: Tensor,
     ) -> None:
@@ -153,10 +152,16 @@ class StepGraph:
         position = {name: i for i, name in enumerate(self.held.trained)}
         order = [position[name] for name in self.updated]
         old = [trained[i] for i in order]
-        new = self.update(old, [gradients[i] for i in order], slots, numbers)
+        new = self.update(old, [gradients[i] for i in order], slots, rates)
         for parameter, own, values in zip(old, slots, new, strict=True):
             for target, value in zip([parameter, *own], values, strict=True):
                 target.copy_(torch.where(healthy, value, target))
+
+
+def _fill(tensor: Tensor, values: Sequence[float]) -> None:
+    """Give a vector its values, without waiting for its device."""
+    if values:
+        tensor.copy_(torch.tensor(values, dtype=tensor.dtype), non_blocking=True)
 
 
 def split(flat: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:

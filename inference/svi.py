@@ -122,7 +122,7 @@ def fit(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``32``, ``64``, or ``bf16`` (autocast).
         compile: trace the step into one graph and compile it: True, False, or ``auto``: if the run
-            has 20,000 steps, which pay for it. What cannot be compiled is trained as it is, with
+            has 10,000 steps, which pay for it. What cannot be compiled is trained as it is, with
             a message. See ``docs/compiled_step.md``.
         run_dir: folder for checkpoints and metrics; nothing is written when left out.
         resume: go on from the checkpoint in ``run_dir``, if there is one.

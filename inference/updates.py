@@ -38,10 +38,16 @@ class Update(ABC):
         states = [optimizer.state.get(p, {}) for _, p in self.members]
         self.counters = [state["step"] for state in states if "step" in state]
         self.count = int(self.counters[0]) if self.counters else 0
-        optimizer.register_step_post_hook(self._stepped)
+        # Torch counts in a tensor a parameter; those follow when torch is to read them.
+        optimizer.register_step_pre_hook(self._write_count)
+        optimizer.register_step_post_hook(self._taken_by_torch)
+        optimizer.register_state_dict_pre_hook(self._write_count)
 
-    def _stepped(self, *args: Any) -> None:
-        """An eager step was taken in between."""
+    def _write_count(self, *args: Any) -> None:
+        for counter in self.counters:
+            counter.fill_(self.count)
+
+    def _taken_by_torch(self, *args: Any) -> None:
         self.count += 1
 
     @classmethod
@@ -60,15 +66,19 @@ class Update(ABC):
         state = self.optimizer.state
         return [[state[p][s] for s in self.slots] if self.slots else [] for _, p in self.members]
 
+    def new_rates(self, device: torch.device) -> Tensor:
+        """Room for :meth:`numbers`, in the widest dtype of the parameters."""
+        dtypes = [parameter.dtype for parameter in self.parameters]
+        wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        return torch.zeros(len(self.numbers()), dtype=wide, device=device)
+
     def numbers(self) -> list[float]:
         """The present numbers of all groups, for the step to come."""
         return [n for group in self.optimizer.param_groups for n in self.numbers_of(group)]
 
     def taken(self) -> None:
-        """A step was taken by the graph; torch's own counters follow."""
+        """A step was taken by the graph."""
         self.count += 1
-        if self.counters:
-            torch._foreach_add_(self.counters, 1)
 
     def __call__(
         self,
@@ -118,16 +128,17 @@ class AdamUpdate(Update):
         return super().serves(group, state) and not group["amsgrad"]
 
     def numbers_of(self, group: Group) -> list[float]:
-        """Rates, with the corrections of the averages' start."""
+        """Rates, with the corrections of the averages' start, so that little is left to do."""
         rate, (beta1, beta2), step = float(group["lr"]), group["betas"], self.count + 1
+        decay, correction = float(group["weight_decay"]), (1 - beta2**step) ** 0.5
         return [
-            rate * float(group["weight_decay"]) if self._decoupled(group) else 0.0,
-            0.0 if self._decoupled(group) else float(group["weight_decay"]),
-            float(beta1),
+            1 - rate * decay if self._decoupled(group) else 1.0,
+            0.0 if self._decoupled(group) else decay,
+            1 - float(beta1),
             float(beta2),
-            float(group["eps"]),
-            rate / (1 - beta1**step),
-            (1 - beta2**step) ** 0.5,
+            1 - float(beta2),
+            rate / (1 - beta1**step) * correction,
+            float(group["eps"]) * correction,
         ]
 
     def _decoupled(self, group: Group) -> bool:
@@ -139,13 +150,12 @@ class AdamUpdate(Update):
         self, p: Tensor, g: Tensor, slots: Sequence[Tensor], numbers: Numbers, group: Group
     ) -> list[Tensor]:
         """Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101."""
-        shrink, decay, beta1, beta2, eps, rate, correction = numbers
+        shrink, decay, weight1, beta2, weight2, rate, eps = numbers
         mean, square = slots
         g = g + decay * p
-        mean = mean + (1 - beta1) * (g - mean)
-        square = square * beta2 + (1 - beta2) * g * g
-        step = rate * mean / (square.sqrt() / correction + eps)
-        return [p - shrink * p - step, mean, square]
+        mean = mean + weight1 * (g - mean)
+        square = square * beta2 + weight2 * (g * g)
+        return [p * shrink - rate * mean / (square.sqrt() + eps), mean, square]
 
 
 class SGDUpdate(Update):

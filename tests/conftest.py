@@ -11,6 +11,8 @@ import pytest
 import torch
 from data_helpers import save_images
 
+# Inductor's pool of compiling processes costs more than it saves for graphs as small as the tests'.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 SHARED = Path(os.environ.get("PPL_DATA_ROOT") or Path(__file__).parents[2] / "shared" / "data")
 
 

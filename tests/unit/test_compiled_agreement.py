@@ -1,0 +1,77 @@
+"""Machine code and eager Python agree: every estimator, every program, in both precisions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from compiled_helpers import outcome, step_of, traced
+from programs import BernoulliToy, EnumeratedMixture, LinearVAE, tiny_images, tiny_vae
+from unit.test_compiled import Normed
+from unit.test_fit_estimators import DISCRETE, TinyBits
+
+from inference import ESTIMATORS, load_data
+from inference.elbo import make_estimator
+from inference.graphs import compile_graph
+from inference.runs import build_for
+from ppl_models import CATALOG
+from ppl_models.likelihoods import LIKELIHOODS
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("dtype", TOLERANCE, ids=str)]
+
+
+def assert_agreement(step, x):
+    """Loss, norm, gradients and new buffers, relative to the largest number of each tensor."""
+    graph = traced(step, x)
+    compiled = compile_graph(graph, step.compiled.step_graph().flat({"x": x}))
+    ours = outcome(step, lambda *flat: compiled(list(flat)), x)
+    theirs = outcome(step, step.compiled.step_graph().function(["x"]), x)
+    held = step.compiled.step_graph().held
+    count = len(held.trained)
+    names = ["loss", "norm", "bad steps", *(f"gradient of {name}" for name in held.trained)]
+    names += [*(f"new {name}" for name in held.trained), *held.kept]
+    # A gradient that is zero but for rounding (a bias before batch norm) is as good.
+    floor = 0.01 * max(float(g.abs().max()) for g in theirs[3 : 3 + count])
+    for name, a, b in zip(names, ours, theirs, strict=False):
+        gap, size = float((a - b).abs().max()), float(b.abs().max())
+        assert gap <= TOLERANCE.get(b.dtype, 0.0) * max(size, floor), (name, gap, size)
+
+
+def agreement(program, estimator, x, dtype):
+    torch.manual_seed(0)
+    program = program.to(dtype) if isinstance(program, torch.nn.Module) else program
+    assert_agreement(step_of(program, estimator, x.to(dtype)), x.to(dtype))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_every_estimator(name, dtype):
+    program = TinyBits() if name in DISCRETE else tiny_vae()
+    agreement(program, make_estimator(name, 2), tiny_images(6), dtype)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_program_of_the_catalog(name, dtype):
+    data = load_data("digits")
+    program = build_for(name, {}, data.info)
+    x = next(iter(data.train.batches(6)))["x"]
+    agreement(program, make_estimator("analytic_kl"), x, dtype)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_every_likelihood(likelihood, dtype):
+    x = tiny_images(5, binary=likelihood == "bernoulli")
+    agreement(tiny_vae(likelihood), make_estimator("analytic_kl"), x, dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "estimator", "x"),
+    [
+        (Normed, "pathwise", tiny_images(8)),
+        (lambda: LinearVAE(4, 2), "analytic_kl", torch.randn(5, 4)),
+        (BernoulliToy, "leave_one_out", torch.randn(6)),
+        (EnumeratedMixture, "enumerate", torch.randn(6)),
+    ],
+    ids=["batch norm", "PyroModule", "discrete", "summed out"],
+)
+def test_other_kinds_of_program(make, estimator, x, dtype):
+    agreement(make(), make_estimator(estimator, 2), x, dtype)
