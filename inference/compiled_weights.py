@@ -5,8 +5,6 @@ Shapes: K particles, B data.
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, fields
@@ -20,18 +18,19 @@ from inference.densities import SiteDensities
 from inference.elbo.base import forked_rng
 from inference.graphs import (
     Compiled,
+    GraphCache,
     Held,
-    NotCompiledError,
     check_alike,
     compile_graph,
+    failures,
     shapes_of,
+    tolerance_of,
     trace,
 )
+from inference.unchanged import unchanged
 from inference.weights import batch_size, run_densities
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
-
-log = logging.getLogger(__name__)
 
 MANY_ROWS = 2**20
 """Rows of one shape (64 blocks of the default size) after which ``auto`` compiles it.
@@ -45,14 +44,14 @@ class CompiledDensities:
 
     Args:
         after: rows of a shape that are run eagerly before it is compiled; None: all are.
+        least: rows of a run from which on it may be compiled.
     """
 
-    def __init__(self, after: int | None = 0) -> None:
+    def __init__(self, after: int | None = 0, least: int = 1) -> None:
         self.after = after
-        self.failure: str | None = None
-        """Why runs are eager after all."""
+        self.least = least
+        self.graphs = GraphCache("the evaluation", "evaluation")
         self._rows: Counter[Hashable] = Counter()
-        self._graphs: dict[Hashable, _Graph] = {}
 
     @classmethod
     def asked(cls, compile: bool | str) -> CompiledDensities:
@@ -69,31 +68,16 @@ class CompiledDensities:
         self, program: Program, batch: Batch, num_particles: int, num_data: int | None
     ) -> SiteDensities:
         """Log densities by site; ``batch`` has the K·B rows."""
-        if self.after is None or self.failure is not None:
-            return run_densities(program, batch, num_particles, num_data)
-        key = (id(program), program.training, shapes_of(batch), num_particles, num_data)
-        if key not in self._graphs:
-            made = None
-            if self._rows[key] >= self.after:
-                made = self._make(program, batch, num_particles, num_data)
-            if made is None:
-                self._rows[key] += batch_size(batch)
-                return run_densities(program, batch, num_particles, num_data)
-            self._graphs[key] = made
-        return self._graphs[key].run(batch)
-
-    def _make(
-        self, program: Program, batch: Batch, num_particles: int, num_data: int | None
-    ) -> _Graph | None:
-        started = time.monotonic()
-        try:
-            graph = _Graph(program, batch, num_particles, num_data)
-        except NotCompiledError as error:
-            self.failure = str(error)
-            log.warning("evaluation goes on without compiling: %s", error)
-            return None
-        log.info("compiled the evaluation in %.1f seconds", time.monotonic() - started)
-        return graph
+        rows, asked = batch_size(batch), (program, batch, num_particles, num_data)
+        if self.after is None or self.graphs.failure is not None or rows < self.least:
+            return run_densities(*asked)
+        modes = tuple(module.training for module in program.modules())
+        key = (id(program), modes, shapes_of(batch), num_particles, num_data)
+        if key not in self.graphs and self._rows[key] < self.after:
+            self._rows[key] += rows
+            return run_densities(*asked)
+        graph = self.graphs.get(key, lambda: _Graph(*asked))
+        return run_densities(*asked) if graph is None else graph.run(batch)
 
 
 @dataclass(frozen=True)
@@ -143,38 +127,47 @@ class _Graph:
         self, program: Program, batch: Batch, num_particles: int, num_data: int | None
     ) -> None:
         self.module = _Run(program, num_particles, num_data)
+        with failures("it cannot be run"), forked_rng():
+            self.module(batch)  # what it makes at its first run, such as a pyro.param, is there
         self.held = Held(self.module)
         flat = self._flat(batch)
         with pyro.validation_enabled(False):
-            self.compiled: Compiled = compile_graph(trace(self._function(batch), flat), flat)
-            self._check(batch)
+            graph = trace(self._function(batch), flat, program)
+            self.compiled: Compiled = compile_graph(graph, flat)
+            self._check(batch, tolerance_of(graph))
 
     def _flat(self, batch: Batch) -> list[Tensor]:
-        return [*self.held.trained.values(), *self.held.kept.values(), *batch.values()]
+        return [*self.held.tensors(), *batch.values()]
 
     def _function(self, batch: Batch) -> Any:
-        names, fields = [*self.held.trained, *self.held.kept], list(batch)
+        names, fields = self.held.names(), list(batch)
 
         def run(*flat: Tensor) -> list[Tensor]:
             named = dict(zip(names, flat, strict=False))
             given = dict(zip(fields, flat[len(names) :], strict=True))
-            return functional_call(self.module, named, (given,))
+            found = functional_call(self.module, named, (given,))
+            for before, after in zip(flat, named.values(), strict=False):
+                if after is not before:  # a buffer that the program has set
+                    before.copy_(after)
+            return found
 
         return run
 
-    def _check(self, batch: Batch) -> None:
-        """Compare with an eager run on the same random numbers.
+    def _check(self, batch: Batch, tolerance: float) -> None:
+        """Compare with an eager run on the same random numbers; nothing is changed.
 
         Raises:
             NotCompiledError: they differ.
         """
-        with forked_rng():
-            ours = self.compiled(self._flat(batch))
-        with forked_rng():
-            theirs = self._function(batch)(*self._flat(batch))
+        eager, outcomes = self._function(batch), []
+        for run in (self.compiled, lambda flat: eager(*flat)):
+            flat = [value.clone() for value in self._flat(batch)]
+            with failures("it cannot be run"), forked_rng(), unchanged(self.module.program):
+                outcomes.append([*run(list(flat)), *flat[: len(self.held.names())]])
         assert self.module.layout is not None
         names = [n for part in self.module.layout.names.values() for n in part]
-        check_alike(names, ours, theirs, floor=1e-3)
+        for name, ours, theirs in zip([*names, *self.held.names()], *outcomes, strict=True):
+            check_alike(name, ours, theirs, tolerance, size=1.0)
 
     def run(self, batch: Batch) -> SiteDensities:
         """The densities, with the program's parameters as they are now."""

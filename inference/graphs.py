@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functionalize
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from inference.elbo.base import forked_rng
+from inference.unchanged import Changes, unchanged
 from ppl_models.errors import PplError, describe
+from ppl_models.program import Program
+
+log = logging.getLogger(__name__)
 
 Compiled = Callable[[list[Tensor]], Sequence[Tensor]]
 Pure = Callable[..., list[Tensor]]
@@ -29,6 +37,9 @@ class Held:
 
     Args:
         module: whose parameters and buffers they are.
+
+    Raises:
+        NotCompiledError: two of them share memory with one another.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -38,35 +49,167 @@ class Held:
         frozen = {n: p.detach() for n, p in named.items() if not p.requires_grad}
         self.kept = frozen | dict(module.named_buffers())
         """Buffers, and parameters that are not trained."""
+        owners: dict[int, str] = {}
+        for name, tensor in (self.trained | self.kept).items():
+            place = tensor.untyped_storage().data_ptr()
+            if place and owners.setdefault(place, name) != name:
+                raise NotCompiledError(f"{owners[place]} and {name} are views of one memory")
+
+    def names(self) -> list[str]:
+        """Of all of them, in order."""
+        return [*self.trained, *self.kept]
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in order."""
+        return [*self.trained.values(), *self.kept.values()]
 
 
-def trace(function: Pure, flat: list[Tensor]) -> GraphModule:
+class GraphCache:
+    """Compiled graphs by what they were made for, until one cannot be made.
+
+    Args:
+        what: is compiled, for the log: ``the step``.
+        otherwise: what goes on without: ``training``.
+    """
+
+    def __init__(self, what: str, otherwise: str) -> None:
+        self.what = what
+        self.otherwise = otherwise
+        self.failure: str | None = None
+        """Why there are none any more."""
+        self._graphs: dict[Hashable, Any] = {}
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any | None:
+        """The graph for this key, made if it is new; None: it cannot be made."""
+        if self.failure is None and key not in self._graphs:
+            started = time.monotonic()
+            try:
+                self._graphs[key] = make()
+            except NotCompiledError as error:
+                self.fail(error)
+                return None
+            seconds = time.monotonic() - started
+            log.info("compiled %s in %.1f seconds", self.what, seconds)
+        return None if self.failure is not None else self._graphs[key]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._graphs
+
+    def clear(self) -> None:
+        """Forget all graphs."""
+        self._graphs.clear()
+
+    def fail(self, reason: NotCompiledError) -> None:
+        """Make no more graphs, and say so, once."""
+        self.failure = str(reason)
+        self.clear()
+        log.warning("%s goes on without compiling: %s", self.otherwise, reason)
+
+
+@contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Within, whatever is raised becomes a :class:`NotCompiledError`.
+
+    Args:
+        what: did not work, for the message.
+    """
+    try:
+        yield
+    except NotCompiledError:
+        raise
+    except GuardOnDataDependentSymNode as error:
+        place = describe(error).rpartition(" (")[2]
+        raise NotCompiledError(f"{what}: a tensor's value decides what is run ({place}") from error
+    except Exception as error:
+        raise NotCompiledError(f"{what}: {describe(error)}") from error
+
+
+def trace(function: Pure, flat: list[Tensor], program: Program) -> GraphModule:
     """Trace a function; nothing is drawn or changed.
 
     Args:
         function: of tensors; it may write into them.
         flat: tensors such as it will be given.
+        program: what it runs.
 
     Returns:
         A graph without operations in place, but for the last: what goes back into the inputs.
 
     Raises:
-        NotCompiledError: it reads a tensor's value, or has an operator that cannot be traced.
+        NotCompiledError: it reads a tensor's value, has an operator that cannot be traced, or
+            changes more than its inputs.
     """
     # The engine makes constants of tensors that are no inputs (a prior's), which is right.
     fake: dict[str, Any] = {"tracing_mode": "fake", "_allow_non_fake_inputs": True}
-    try:
-        with forked_rng():
+    with failures("it cannot be traced"):
+        with unchanged(program) as changes, _without_mkldnn():
             traced = make_fx(function, **fake)(*flat)
+        _refuse(changes, traced)
         with forked_rng(), torch.no_grad():
             pure = make_fx(functionalize(traced), _decompositions(), **fake)(*flat)
-    except NotCompiledError:
-        raise
-    except Exception as error:
-        raise NotCompiledError(f"it cannot be traced: {describe(error)}") from error
+    _drop_idle_writes(pure)
     pure.graph.eliminate_dead_code(is_impure_node=_must_stay)
     pure.recompile()
     return pure
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Its LSTM is an operator that inductor cannot run on a CPU; without it, it is decomposed."""
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
+def _refuse(changes: Changes, traced: GraphModule) -> None:
+    """Refuse a program whose next run differs for a reason that is no tensor of its inputs."""
+    constants = {
+        value.untyped_storage().data_ptr()
+        for value in vars(traced).values()
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+    }
+    read = [n for n, t in changes.replaced.items() if t.untyped_storage().data_ptr() in constants]
+    if found := changes.attributes + read:
+        raise NotCompiledError(
+            f"a run changes the attribute(s) {', '.join(found)}, which a graph holds as "
+            "constants; make them buffers (self.register_buffer)"
+        )
+    if changes.random:
+        raise NotCompiledError(
+            f"it draws from {' and '.join(changes.random)}, whose numbers a graph holds as "
+            "constants; draw from torch"
+        )
+
+
+def _drop_idle_writes(graph: GraphModule) -> None:
+    """Drop writes of inputs into themselves: of buffers that nothing has changed."""
+    for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        target, value = node.args
+        if _source(value) is target:
+            node.replace_all_uses_with(target)
+            graph.graph.erase_node(node)
+
+
+def _source(node: Any) -> Any:
+    """What a value is a copy of, itself if it is none."""
+    while isinstance(node, Node):
+        passes = node.target in (torch.ops.aten.clone.default, torch.ops.aten.alias.default)
+        if passes and not _is_written(node):
+            node = node.args[0]
+        elif node.target is torch.ops.aten.copy.default:
+            node = node.args[1]
+        elif node.target is torch.ops.aten.where.self and _source(node.args[1]) is node.args[2]:
+            node = node.args[2]
+        else:
+            break
+    return node
+
+
+def _is_written(node: Node) -> bool:
+    return any(u.target is torch.ops.aten.copy_.default and u.args[0] is node for u in node.users)
 
 
 def _decompositions() -> Any:
@@ -106,43 +249,48 @@ def compile_graph(graph: GraphModule, flat: list[Tensor]) -> Compiled:
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
 
-    try:
-        with config.patch(fallback_random=True), torch.no_grad():
-            compiled: Any = compile_fx_inner(graph, flat)
-    except Exception as error:
-        raise NotCompiledError(f"inductor cannot compile it: {describe(error)}") from error
+    patched = config.patch(fallback_random=True)
+    with failures("inductor cannot compile it"), torch.no_grad(), patched:
+        compiled: Any = compile_fx_inner(graph, flat)
     return compiled
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What a graph is made for: the tensors' names, shapes, dtypes and devices."""
-    return tuple((name, v.shape, v.dtype, v.device) for name, v in tensors.items())
+    """What a graph is made for: the tensors' names, layouts, dtypes and devices."""
+    return tuple((n, v.shape, v.stride(), v.dtype, v.device) for n, v in tensors.items())
 
 
-def check_alike(
-    names: Sequence[str], ours: Sequence[Tensor], theirs: Sequence[Tensor], floor: float
-) -> None:
+def tolerance_of(graph: GraphModule) -> float:
+    """How far, relative to its size, a number may be from the eager one's."""
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    dtypes = {value.dtype for value in values if isinstance(value, Tensor)}
+    if dtypes & {torch.bfloat16, torch.float16}:
+        return 3e-2
+    return 1e-4 if torch.float32 in dtypes else 1e-9
+
+
+def check_alike(name: str, ours: Tensor, theirs: Tensor, tolerance: float, size: float) -> None:
     """Compare what a compiled graph and the eager function give.
 
     Args:
-        names: of the tensors.
+        name: of the tensor.
         ours: the graph's.
         theirs: the eager function's, with the same random numbers.
-        floor: a size below which all numbers are as good as zero (a gradient before batch norm).
+        tolerance: relative.
+        size: below which all numbers are as good as zero.
 
     Raises:
         NotCompiledError: they differ by more than rounding.
     """
-    for name, a, b in zip(names, ours, theirs, strict=True):
-        if not b.numel():
-            continue
-        gap, size = float((a.double() - b.double()).abs().max()), float(b.double().abs().max())
-        if not gap <= TOLERANCE.get(b.dtype, 1e-4) * max(size, floor):
-            raise NotCompiledError(
-                f"compiled and eager differ at {name} by {gap:.3g} (of {size:.3g}): the program "
-                "depends on something that is no tensor input, or draws differently"
-            )
-
-
-TOLERANCE = {torch.float64: 1e-9}
-"""Relative, between compiled and eager; 1e-4 for other dtypes."""
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    if same.all():
+        return
+    gap = float((ours - theirs)[~same].abs().max()) if theirs.is_floating_point() else math.inf
+    finite = theirs[theirs.isfinite()].abs()
+    size = max(size, float(finite.max()) if finite.numel() else 0.0)
+    if not gap <= tolerance * size:
+        raise NotCompiledError(
+            f"compiled and eager differ at {name} by {gap:.3g} (of {size:.3g}). The usual reason: "
+            "the program depends on something that is no tensor (a global, a counter), or draws "
+            "in another order"
+        )

@@ -262,7 +262,7 @@ class TrainingLoop:
 def _check_same_run(state: dict[str, Any], settings: Settings, num_data: int, path: Path) -> None:
     now = settings.plain()
     for name in FIXED_ON_RESUME:
-        if state["settings"][name] != now[name]:
+        if state["settings"].get(name) != now[name]:
             raise PplError(
                 f"cannot resume {path} with {name}={now[name]!r}: it was trained with "
                 f"{state['settings'][name]!r}. Only the number of epochs, patience, device, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,10 @@ class NonFiniteLossError(ProgramError):
     """The loss or a gradient became NaN or infinite; the parameters are as before the step."""
 
 
+MOST_BYTES = 2**28
+"""Of batches that are remembered at a time."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What is needed to take a step again."""
@@ -27,7 +30,8 @@ class Step:
     batch: Batch
     draws: list[Tensor]
     """States of the generators before it."""
-    loss: Tensor
+    schedules: dict[str, float]
+    """What the numbers were that change from step to step."""
 
 
 class Recent:
@@ -41,17 +45,19 @@ class Recent:
     """
 
     def __init__(self, every: int) -> None:
-        self._steps: deque[Step] = deque(maxlen=every)
+        self._steps: list[Step] = []
+        self._bytes = 0
         self._every = every
 
     def add(self, step: Step) -> None:
         """Remember a step."""
         self._steps.append(step)
+        self._bytes += sum(value.nbytes for value in step.batch.values())
 
     @property
     def due(self) -> bool:
         """Whether it is time to ask."""
-        return len(self._steps) == self._every
+        return len(self._steps) == self._every or self._bytes > MOST_BYTES
 
     def first_bad(self, bad_steps: Tensor) -> Step | None:
         """The first bad step of those remembered, if there is one; they are then forgotten.
@@ -62,6 +68,7 @@ class Recent:
         count = int(bad_steps)
         found = self._steps[-count] if count else None
         self._steps.clear()
+        self._bytes = 0
         return found
 
 

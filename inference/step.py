@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from inference.nonfinite import (
 from inference.parameters import check_gradients, check_ownership, trained
 from inference.weights import batch_size
 from ppl_models.program import Batch, Program
+
+log = logging.getLogger(__name__)
 
 UNSEEN_ON_CUDA = 50
 """Compiled steps on a GPU between two looks at whether all is finite."""
@@ -78,6 +82,8 @@ class SVIStep:
                 clip_grad_norm,
                 compile_worth,
             )
+        elif compile_worth is not None:
+            log.warning("%s cannot be compiled", type(estimator).__name__)
         self._recent = Recent(UNSEEN_ON_CUDA if fabric.device.type == "cuda" else 1)
         self._bad_steps: Tensor | None = None
 
@@ -105,28 +111,28 @@ class SVIStep:
                 compiled step on a GPU tells so up to 50 steps later.
             ProgramError: a parameter gets no gradient (first step only).
         """
-        draws = generator_states(self.fabric.device)
+        step = Step(batch, generator_states(self.fabric.device), self._schedules())
         taken = self.compiled(batch) if self.compiled is not None and self.started else None
         if taken is None:
             self.settle()
             loss = self.backward(batch)
-            norm = self._norm()
+        elif taken.updated:
+            self._remember(step, taken.bad_steps)
+            return taken.loss, taken.norm
         else:
-            loss, norm = taken.loss, taken.norm
-            if taken.updated:
-                self._remember(Step(batch, draws, loss), taken.bad_steps)
-                return loss, norm
+            loss = taken.loss
+        return loss, self._update(step, loss)
+
+    def _update(self, step: Step, loss: Tensor) -> Tensor:
+        """Update the parameters by their gradients, if all is finite; the gradient's norm."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(loss + norm)):
-            raise NonFiniteLossError(self._explain(Step(batch, draws, loss)))
+            raise NonFiniteLossError(self._explain(step, loss))
         if self.clip_grad_norm is not None:
             clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         self.optimizer.step()
-        return loss, norm
-
-    def _norm(self) -> Tensor:
-        """Of the whole gradient."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return get_total_norm(gradients, foreach=True)
+        return norm
 
     def _remember(self, step: Step, bad_steps: Tensor) -> None:
         self._bad_steps = bad_steps
@@ -140,11 +146,15 @@ class SVIStep:
         Raises:
             NonFiniteLossError: one was not; nothing was updated by it, nor since.
         """
-        if self._bad_steps is None:
+        if self._bad_steps is None or self.compiled is None:
             return
         bad = self._recent.first_bad(self._bad_steps)
+        self._bad_steps = None
         if bad is not None:
-            raise NonFiniteLossError(self._explain(bad))
+            self.compiled.forget_bad_steps()
+            with drawn_again(bad.draws, self.fabric.device), self._at(bad.schedules):
+                loss = self.backward(bad.batch)
+            raise NonFiniteLossError(self._explain(bad, loss))
 
     def _count(self, batch: Batch) -> int:
         """The number of data that a loss is of."""
@@ -168,12 +178,18 @@ class SVIStep:
 
     def _loss_at(self, batch: Batch, schedules: Mapping[str, Tensor]) -> Tensor:
         """Loss per datum, with tensors in the place of the schedules' numbers."""
+        with self._at(schedules):
+            return self._loss(batch)
+
+    @contextmanager
+    def _at(self, schedules: Mapping[str, Any]) -> Iterator[None]:
+        """Within, the schedules have these values."""
         owners: dict[str, Any] = {"weight": self.kl_weight, "temperature": self.estimator}
         before = {name: getattr(owners[name], name) for name in schedules}
+        for name, value in schedules.items():
+            setattr(owners[name], name, value)
         try:
-            for name, value in schedules.items():
-                setattr(owners[name], name, value)
-            return self._loss(batch)
+            yield
         finally:
             for name, value in before.items():
                 setattr(owners[name], name, value)
@@ -201,14 +217,12 @@ class SVIStep:
             self.started = True
         return loss.detach()
 
-    def _explain(self, step: Step) -> str:
-        """Take the step again and name what went wrong."""
+    def _explain(self, step: Step, loss: Tensor) -> str:
+        """Take the step's draws again and name what went wrong."""
 
         def run() -> Traces:
             return run_traces(self._model, self._guide, (step.batch,), {})
 
-        if self.compiled is not None:  # the gradients are those of a later step, perhaps
-            with drawn_again(step.draws, self.fabric.device):
-                self.backward(step.batch)
-        with drawn_again(step.draws, self.fabric.device), self.fabric.autocast():
-            return explain(self.program, step.loss, run)
+        again = drawn_again(step.draws, self.fabric.device)
+        with again, self.fabric.autocast(), self._at(step.schedules):
+            return explain(self.program, loss, run)

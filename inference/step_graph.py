@@ -75,6 +75,8 @@ class StepGraph:
         self.bad_steps = torch.zeros((), dtype=torch.int64, device=device)
         """Steps since the first whose loss or gradient was not finite, that one included."""
         names = {id(p): n for n, p in module.named_parameters()}
+        if update is not None and not all(id(p) in names for p in update.parameters):
+            raise NotCompiledError("the optimizer holds a parameter that is not the program's")
         self.updated = [] if update is None else [names[id(p)] for p in update.parameters]
         self._slots = [] if update is None else update.tensors
         self._fixed = [
@@ -109,18 +111,33 @@ class StepGraph:
             trained, kept, *slots, (numbers,), (rates,), (bad,), data = split(flat, sizes)
             at = dict(zip(self.schedules, numbers.unbind(0), strict=True))
             leaves = [value.detach().requires_grad_(True) for value in trained]
-            named = dict(zip([*self.held.trained, *self.held.kept], leaves + kept, strict=True))
+            copies = [value.clone() for value in kept]
+            named = dict(zip(self.held.names(), leaves + copies, strict=True))
             given = dict(zip(fields, data, strict=True))
             loss = functional_call(self.module, named, (given, at))
             gradients = self._gradients(loss, leaves)
             with torch.no_grad():
                 norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+                healthy = None
                 if self.update is not None:
                     bad.add_(((bad > 0) | ~torch.isfinite(loss + norm)).to(bad.dtype))
-                    self._apply(trained, gradients, slots, rates.unbind(0), norm, bad == 0)
+                    healthy = bad == 0
+                    self._apply(trained, gradients, slots, rates.unbind(0), norm, healthy)
+                self._keep(kept, named, healthy)
             return [loss.detach(), norm, bad.clone(), *gradients]
 
         return run
+
+    def _keep(
+        self,
+        old: Sequence[Tensor],
+        named: Mapping[str, Tensor],
+        healthy: Tensor | None,
+    ) -> None:
+        """Write what the run made of the buffers, in place or by setting the attribute."""
+        for name, before in zip(self.held.kept, old, strict=True):
+            new = named[name].detach()
+            before.copy_(new if healthy is None else torch.where(healthy, new, before))
 
     def _gradients(self, loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
@@ -133,6 +150,11 @@ class StepGraph:
                 "so that the graph cannot take its parameters as inputs; make it an attribute of "
                 "a class with model and guide"
             )
+        # Two parameters that are added have one gradient, which is not to be clipped twice.
+        seen: set[int] = set()
+        for i, gradient in enumerate(found):
+            found[i] = gradient.clone() if id(gradient) in seen else gradient
+            seen.add(id(gradient))
         return found
 
     def _apply(

@@ -35,17 +35,16 @@ class Update(ABC):
             for parameter in group["params"]
             if parameter.requires_grad
         ]
-        states = [optimizer.state.get(p, {}) for _, p in self.members]
-        self.counters = [state["step"] for state in states if "step" in state]
-        self.count = int(self.counters[0]) if self.counters else 0
+        self.count = max(_counts(optimizer, [p for _, p in self.members]), default=0)
         # Torch counts in a tensor a parameter; those follow when torch is to read them.
         optimizer.register_step_pre_hook(self._write_count)
         optimizer.register_step_post_hook(self._taken_by_torch)
         optimizer.register_state_dict_pre_hook(self._write_count)
 
     def _write_count(self, *args: Any) -> None:
-        for counter in self.counters:
-            counter.fill_(self.count)
+        for _, parameter in self.members:
+            if "step" in (state := self.optimizer.state.get(parameter, {})):
+                state["step"].fill_(self.count)
 
     def _taken_by_torch(self, *args: Any) -> None:
         self.count += 1
@@ -54,6 +53,17 @@ class Update(ABC):
     def serves(cls, group: Group, state: dict[str, Any]) -> bool:
         """Whether the update of a parameter with these options and this state is known."""
         return not group.get("differentiable") and all(state.get(s) is not None for s in cls.slots)
+
+    def signature(self) -> tuple[Any, ...]:
+        """What a graph takes as given: where the slots are, and options that are no numbers."""
+        options = [
+            (k, v)
+            for group in self.optimizer.param_groups
+            for k, v in group.items()
+            if isinstance(v, bool) or (k == "momentum" and v == 0)
+        ]
+        places = [slot.data_ptr() for slots in self.tensors for slot in slots]
+        return (len(self.optimizer.param_groups), *options, *places)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -216,12 +226,41 @@ UPDATES: dict[type, tuple[type[Update], ...]] = {
 def update_of(optimizer: torch.optim.Optimizer) -> Update | None:
     """The update of an optimizer that has taken a step, or None: it is left to torch."""
     members = [
-        (group, optimizer.state.get(parameter, {}))
+        (group, parameter)
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.requires_grad
     ]
+    counts = _counts(optimizer, [p for _, p in members])
+    plain = not any(p.is_complex() for _, p in members)
+    if _is_hooked(optimizer) or len(counts) > 1 or not plain:
+        return None
     for candidate in UPDATES.get(type(optimizer), ()):
-        if all(candidate.serves(group, state) for group, state in members):
+        if all(candidate.serves(group, optimizer.state.get(p, {})) for group, p in members):
             return candidate(optimizer)
     return None
+
+
+def _counts(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> set[int]:
+    """The numbers of steps that torch has counted for the parameters."""
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    return {int(state["step"]) for state in states if "step" in state}
+
+
+def _is_hooked(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether more is done at a step than torch does."""
+    from torch.optim import optimizer as common
+
+    hooks = (
+        optimizer._optimizer_step_pre_hooks,
+        optimizer._optimizer_step_post_hooks,
+        common._global_optimizer_pre_hooks,
+        common._global_optimizer_post_hooks,
+    )
+    foreign = [h for table in hooks for h in table.values() if not _is_ours(h)]
+    own_step = vars(optimizer).get("step")  # a schedule of torch's wraps it, to count
+    return bool(foreign) or not (own_step is None or hasattr(own_step, "_wrapped_by_lr_sched"))
+
+
+def _is_ours(hook: Any) -> bool:
+    return isinstance(getattr(hook, "__self__", None), Update)

@@ -41,7 +41,7 @@ class Validator:
         self.enumerated = enumerated
         self.num_particles = num_particles
         self.num_data = num_data
-        self.take = CompiledDensities.asked(compiled)
+        self.take = CompiledDensities(0 if compiled else None, least=BATCH)
 
     def __call__(self, program: Program) -> dict[str, float]:
         """Validation numbers under the names of ``metrics.csv``; nats per datum."""

@@ -204,6 +204,8 @@ class Program(nn.Module):
                 self._hold(key, initial)
             return initial
         if key not in self.pyro_params:
+            if self._has(initial):  # of a network as well; within a graph it is no nn.Parameter
+                return initial
             self._make_param(key, name, initial, constraint)
         constraint = self._constraints.setdefault(key, constraint)
         unconstrained = self.pyro_params[key]
@@ -231,8 +233,11 @@ class Program(nn.Module):
         with torch.no_grad():
             self.pyro_params[key].copy_(transform_to(self._constraints[key]).inv(value))
 
+    def _has(self, tensor: object) -> bool:
+        return any(known is tensor for known in self.parameters())
+
     def _hold(self, key: str, parameter: nn.Parameter) -> None:
-        if not any(known is parameter for known in self.parameters()):
+        if not self._has(parameter):
             self.pyro_params[key] = parameter
             self._shared.add(key)
         self._held.add(id(parameter))

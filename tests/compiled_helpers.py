@@ -62,7 +62,7 @@ def traced(step: SVIStep, x: Tensor) -> torch.fx.GraphModule:
     """The graph of a step."""
     graph = step.compiled.step_graph()
     with step.program.scope(), pyro.validation_enabled(False):
-        return trace(graph.function(["x"]), graph.flat({"x": x}))
+        return trace(graph.function(["x"]), graph.flat({"x": x}), step.program)
 
 
 def both(step: SVIStep, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -81,7 +81,7 @@ def test_the_graph_follows_the_parameters():
         ours = take(program, x, 1, None)
         torch.manual_seed(1)
         theirs = run_densities(program, x, 1, None)
-    assert take.failure is None
+    assert take.graphs.failure is None
     assert not torch.allclose(first, ours.log_weights)
     torch.testing.assert_close(ours.log_weights, theirs.log_weights)
     assert (ours.dims, ours.discrete) == (theirs.dims, theirs.discrete)
@@ -89,16 +89,25 @@ def test_the_graph_follows_the_parameters():
 
 def test_auto_compiles_shapes_that_come_often(monkeypatch):
     """By rows; asked for, at once; asked not to, never."""
-    made = []
+    by_graph = []
+
+    class Graph:
+        def __init__(self, *asked):
+            self.asked = asked
+
+        def run(self, batch):
+            by_graph.append(len(batch["x"]))
+            return run_densities(*self.asked)
+
     monkeypatch.setattr(compiled_weights, "MANY_ROWS", 10)
-    monkeypatch.setattr(CompiledDensities, "_make", lambda self, *_: made.append(1))
+    monkeypatch.setattr(compiled_weights, "_Graph", Graph)
     program, x = as_program(GaussianToy()), {"x": torch.randn(4)}
-    for asked, runs in [("auto", 3), (True, 0), (False, None)]:
-        made.clear()
+    for asked, eager in [("auto", 3), (True, 0), (False, 6)]:
+        by_graph.clear()
         take = CompiledDensities.asked(asked)
-        for run in range(6):
+        for _ in range(6):
             take(program, x, 1, None)
-            assert len(made) == (0 if runs is None else max(0, run + 1 - runs))
+        assert len(by_graph) == 6 - eager
     with pytest.raises(PplError, match="compile must be"):
         evaluate(GaussianToy(), x, compile="maybe")
 
