@@ -24,12 +24,12 @@ from inference.priming import (
     check_data,
     check_fields_named,
     check_plate_size,
-    enumerates,
     prime,
 )
 from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
+from inference.summed_out import enumerates, shared_sums
 from inference.validation import Validator
 from inference.vectorize import choose_vectorization
 from inference.weights import batch_size as batch_size_of
@@ -214,16 +214,16 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
-    enumerated = enumerates(traces)
     rows = batch_size_of(batch)
-    if not enumerated and settings.batch_size < num_data:
+    shared = shared_sums(traces)
+    if not shared and settings.batch_size < num_data:
         check_plate_size(traces, wrapped, rows, num_data)
     estimator = _estimator(settings, wrapped, traces, batch, num_data)
-    shared_draws = not enumerated and has_global_latents(traces, rows)
+    shared_draws = not shared and has_global_latents(traces, rows)
     validator = Validator(
         placed.valid,
         estimator,
-        enumerated,
+        shared,
         settings.valid_particles or (20 if shared_draws else 1),
         num_data,
     )

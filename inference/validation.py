@@ -19,24 +19,24 @@ class Validator:
 
     Args:
         split: held-out data, on the device.
-        estimator: of the training; its loss stands in where the program sums a latent out.
-        enumerated: whether it does.
+        estimator: of the training; its loss stands in where no number is a datum's own.
+        shared: whether that is so: a latent that is summed out is shared by data.
         num_particles: importance samples per datum.
         num_data: size of the training set.
     """
 
     def __init__(
-        self, split: Split, estimator: ELBO, enumerated: bool, num_particles: int, num_data: int
+        self, split: Split, estimator: ELBO, shared: bool, num_particles: int, num_data: int
     ) -> None:
         self.split = split
         self.estimator = estimator
-        self.enumerated = enumerated
+        self.shared = shared
         self.num_particles = num_particles
         self.num_data = num_data
 
     def __call__(self, program: Program) -> dict[str, float]:
         """Validation numbers under the names of ``metrics.csv``; nats per datum."""
-        if self.enumerated:
+        if self.shared:
             return {"valid_elbo": self._elbo_by_estimator(program)}
         result = evaluate(
             program,

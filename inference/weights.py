@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import SiteDensities, densities_of, stack
-from inference.elbo.traces import run_traces
+from inference.summed_out import run_summed
 from ppl_models.program import Batch, Program, as_program
 
 
@@ -55,6 +55,8 @@ def site_densities(
     rest = num_particles - 1
     if rest == 0:
         return first
+    if first.exact:  # nothing is drawn: one run is all of them
+        return stack([first] * num_particles)
     if first.global_sites:  # repeated rows would share a global draw: no independent particles
         runs = [_densities(program, batch, rows, num_data, 1) for _ in range(rest)]
     else:
@@ -67,7 +69,7 @@ def _densities(
 ) -> SiteDensities:
     options: dict[str, Any] = {"num_data": num_data}
     with program.scope():
-        traces = run_traces(program.run_model, program.run_guide, (batch,), options)
+        traces = run_summed(program, batch, options)
     return densities_of(traces, rows, num_particles)
 
 

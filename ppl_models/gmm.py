@@ -168,13 +168,13 @@ class GaussianMixture(PyroModule):
         return x.reshape(len(x), self.dim).to(self.unit)
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """log p(x, z) of data (N, x_shape) for every z, (N, K)."""
+        """Log p(x, z) of data (N, x_shape) for every z, (N, K)."""
         rows = max(1, CHUNK // (self.num_components * self.dim))
         parts = [self.spread.log_prob(part, self.locs) for part in self._flat(x).split(rows)]
         return torch.cat(parts) + self.logits.log_softmax(0)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) of data (N, x_shape), (N,); nats."""
+        """Log p(x) of data (N, x_shape), (N,); nats."""
         return self.log_joint(x).logsumexp(-1)
 
     def responsibilities(self, x: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class ConjugatePrior:
         return total
 
     def _log_locs(self, locs: Tensor, covariances: Tensor, covariance: str) -> Tensor:
-        """log Normal(loc_k; mean, Σ_k / mean_strength), (K,)."""
+        """Log Normal(loc_k; mean, Σ_k / mean_strength), (K,)."""
         away = locs - self.mean_vector(locs, locs.shape[-1])
         if covariance in ("full", "tied"):
             factor = torch.linalg.cholesky(covariances)
@@ -136,7 +136,7 @@ class ConjugatePrior:
 
 
 def _log_inverse_wishart(covariances: Tensor, degrees: float, scale: Tensor) -> Tensor:
-    """log InverseWishart(Σ; degrees, diag(scale)) of (..., D, D)."""
+    """Log InverseWishart(Σ; degrees, diag(scale)) of (..., D, D)."""
     dim = covariances.shape[-1]
     factor = torch.linalg.cholesky(covariances)
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -151,7 +151,7 @@ def _log_inverse_wishart(covariances: Tensor, degrees: float, scale: Tensor) -> 
 
 
 def _log_inverse_gamma(variances: Tensor, shape: float, scale: Tensor) -> Tensor:
-    """log InverseGamma(σ²; shape, scale), element by element."""
+    """Log InverseGamma(σ²; shape, scale), element by element."""
     rate = scale if variances.shape[-1] == len(scale) else scale[:1]
     constant = shape * rate.log() - math.lgamma(shape)
     return constant - (shape + 1) * variances.log() - rate / variances
