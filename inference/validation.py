@@ -26,7 +26,7 @@ class Validator:
     """
 
     def __init__(
-        self, split: Split, estimator: ELBO, shared: bool, num_particles: int, num_data: int
+        self, split: Split, estimator: ELBO | None, shared: bool, num_particles: int, num_data: int
     ) -> None:
         self.split = split
         self.estimator = estimator
@@ -52,6 +52,7 @@ class Validator:
         return numbers | {f"valid_{name}": value for name, value in result.auxiliary.items()}
 
     def _elbo_by_estimator(self, program: Program) -> float:
+        assert self.estimator is not None
         total = 0.0
         options = {"num_data": None}
         with evaluation_mode(program), isolated_rng(0), torch.no_grad(), program.scope():

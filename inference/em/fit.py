@@ -5,34 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 from inference.devices import make_fabric
 from inference.em.maximize import maximize
+from inference.em.program import MixtureProgram, as_mixture, read
 from inference.em.repairs import Repair, repair
 from inference.em.rows import Rows
 from inference.em.start import start_mixture
-from inference.em.statistics import Mixture, Statistics, one_pass
+from inference.em.statistics import Statistics, one_pass
 from ppl_models.errors import PplError
-from ppl_models.program import Program, as_program
-
-
-@runtime_checkable
-class MixtureProgram(Protocol):
-    """What EM needs of a Gaussian mixture; :class:`ppl_models.gmm.GaussianMixture` has it."""
-
-    num_components: int
-    dim: int
-    covariance: str
-    zero_mean: bool
-    min_scale: float
-    prior: Any
-    moments: Callable[..., Any]
-    set_moments: Callable[..., Any]
-    log_prior: Callable[..., Any]
-    responsibilities: Callable[..., Any]
+from ppl_models.program import Program
 
 
 @dataclass
@@ -87,20 +72,6 @@ class EMResult:
             f"EMResult({self.program.name}, {self.num_iterations} iterations, {state}{mended}, "
             f"log-likelihood {self.log_likelihood:.4f} nats a datum)"
         )
-
-
-def as_mixture(program: object) -> tuple[Program, Any]:
-    """A program that is a Gaussian mixture, and the mixture itself.
-
-    Raises:
-        PplError: it is something else.
-    """
-    wrapped = as_program(program)
-    if not isinstance(wrapped.owner, MixtureProgram):
-        raise PplError(
-            f"EM in closed form is for Gaussian mixtures, and {wrapped.name} is none; use fit()"
-        )
-    return wrapped, wrapped.owner
 
 
 def fit_em(
@@ -171,12 +142,6 @@ def fit_em(
     return EMResult(
         wrapped, state.history, state.objective, state.repairs, converged, stats.num_data
     )
-
-
-def read(mixture: MixtureProgram) -> Mixture:
-    """A program's parameters, in float64."""
-    weights, locs, covariances = mixture.moments()
-    return Mixture(weights, locs, covariances, mixture.covariance, mixture.zero_mean)
 
 
 def _record(state: EMState, stats: Statistics, mixture: MixtureProgram) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from inference.em.maximize import add_floor
+from inference.em.program import MixtureProgram
 from inference.em.rows import Rows
 from inference.em.statistics import Mixture
 from ppl_models.errors import PplError, UnknownNameError
+from ppl_models.program import Program
 
 SAMPLE = 20_000
 """Data that a start looks at."""
@@ -51,6 +53,24 @@ def start_mixture(program: Any, rows: Rows, how: str = "auto", seed: int = 0) ->
     found = _moments(sample, members, program)
     weights, locs, covariances = found.weights, found.locs, found.covariances
     program.set_moments(weights, locs, covariances, unit=unit)
+
+
+def start_untouched(program: Program, data: Any, seed: int) -> bool:
+    """Give a mixture that nobody has set or trained a start from its data.
+
+    Args:
+        program: any program; is changed if it is such a mixture.
+        data: its training split, on its device.
+        seed: of the start.
+
+    Returns:
+        Whether it was one.
+    """
+    mixture = program.owner
+    if not isinstance(mixture, MixtureProgram) or bool(mixture.started):
+        return False
+    start_mixture(mixture, Rows(data, mixture.dim, mixture.started.device), seed=seed)
+    return True
 
 
 def check_enough(sample: Tensor, num_components: int) -> None:
