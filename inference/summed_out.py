@@ -168,6 +168,13 @@ class SummedOut:
         self.latents = [n for n, s in sample_sites(model) if _states_dim(s) is not None]
         involved = {n: s for n, s in sample_sites(model) if _has_states(s)}
         for name, site in involved.items():
+            if plate not in {(f.name, f.dim) for f in site["cond_indep_stack"]}:
+                raise ProgramError(
+                    f"the summed-out latent(s) {', '.join(map(repr, self.latents))} stand outside "
+                    f"the data plate {plate[0]!r}, or reach beyond it (site {name!r}): the sum "
+                    "over them belongs to the data set, so no number can be given for each datum"
+                )
+        for name, site in involved.items():
             if site["infer"].get("is_auxiliary_loss"):
                 raise ProgramError(
                     f"auxiliary_loss {name!r} depends on the summed-out latent(s) "
@@ -197,12 +204,6 @@ class SummedOut:
         own = self.symbols[plate[0]]
         total = torch.zeros(rows)
         for plates, terms in summed.items():
-            if plate not in {(f.name, f.dim) for f in plates}:
-                raise ProgramError(
-                    f"the summed-out latent(s) {', '.join(map(repr, self.latents))} stand outside "
-                    f"the data plate {plate[0]!r}, or reach beyond it: the sum over them belongs "
-                    "to the data set and not to a datum, so no number can be given for each"
-                )
             for term in terms:
                 dims = term._pyro_dims
                 others = [i for i, d in enumerate(dims) if d != own]
