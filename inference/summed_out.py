@@ -10,8 +10,9 @@ Shapes: K particles, B data.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -183,9 +184,12 @@ class SummedOut:
         axis = plate[1]
         with torch.enable_grad():
             betas = {n: _beta(s, rows, axis) for n, s in involved.items()}
-            factors: OrderedDict[Any, list[Tensor]] = OrderedDict()
+            factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+            sizes: dict[str, int] = {}
             for name, site in involved.items():
-                plates = frozenset(f for f in site["cond_indep_stack"] if f.vectorized)
+                frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+                plates = frozenset(self.symbols[f.name] for f in frames)
+                sizes |= {self.symbols[f.name]: f.size for f in frames}
                 log_prob = _factor(site) * betas[name]
                 term = packed.pack(log_prob, site["infer"]["_dim_to_symbol"])
                 factors.setdefault(plates, []).append(term)
@@ -193,27 +197,12 @@ class SummedOut:
                 *(s["infer"]["_dim_to_symbol"].values() for s in involved.values())
             )
             summed = contract_tensor_tree(factors, states - set(self.symbols.values()))
-            log_z = self._per_row(summed, plate, rows)
+            log_z = _per_row(summed, self.symbols[plate[0]], sizes, rows)
             slopes = torch.autograd.grad(log_z.sum(), list(betas.values()))
         self.log_evidence = log_z.detach()
         """Of the sites that the states bear on: log Σ of their product, (rows,)."""
         self.expected = {n: s.reshape(rows) for n, s in zip(betas, slopes, strict=True)}
         """E log p of each of these sites under the exact posterior, (rows,)."""
-
-    def _per_row(self, summed: Any, plate: Plate, rows: int) -> Tensor:
-        own = self.symbols[plate[0]]
-        total = torch.zeros(rows)
-        for plates, terms in summed.items():
-            for term in terms:
-                dims = term._pyro_dims
-                others = [i for i, d in enumerate(dims) if d != own]
-                inner = term.sum(others) if others else term
-                copies = 1
-                for frame in plates:  # a plate that the term does not vary in counts as often
-                    if frame.name != plate[0] and self.symbols[frame.name] not in dims:
-                        copies *= frame.size
-                total = total.to(term) + inner * copies
-        return total
 
     @property
     def log_posterior(self) -> tuple[str, Tensor]:
@@ -221,6 +210,29 @@ class SummedOut:
         total = sum(self.expected.values(), torch.zeros(()))
         name = self.latents[0] if len(self.latents) == 1 else "+".join(self.latents)
         return name, total - self.log_evidence
+
+
+def _per_row(
+    summed: Mapping[frozenset[str], list[Tensor]], own: str, sizes: dict[str, int], rows: int
+) -> Tensor:
+    """Packed terms added up for each datum, (rows,).
+
+    Args:
+        summed: by the symbols of the plates that they stand in.
+        own: symbol of the data plate.
+        sizes: of the plates.
+        rows: size of the data plate.
+    """
+    terms = []
+    for plates, found in summed.items():
+        for term in found:
+            dims = term._pyro_dims  # type: ignore[attr-defined]
+            others = [i for i, d in enumerate(dims) if d != own]
+            inner = term.sum(others) if others else term
+            # A plate that the term does not vary in counts as often.
+            copies = math.prod(sizes[p] for p in plates if p != own and p not in dims)
+            terms.append((inner * copies).expand(rows))
+    return sum(terms[1:], terms[0])
 
 
 def _has_states(site: Site) -> bool:
