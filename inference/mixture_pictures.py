@@ -13,9 +13,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from inference.devices import isolated_rng
 from inference.em import MixtureProgram
 from inference.em.program import read
-from inference.plotting import component_means, mixture_contours_2d, mixture_density_1d
+from inference.plotting import (
+    component_means,
+    image_grid,
+    mixture_contours_2d,
+    mixture_density_1d,
+)
 from ppl_models.program import Batch, Program
 
 CAPTIONS: Mapping[str, str] = {
@@ -23,6 +29,7 @@ CAPTIONS: Mapping[str, str] = {
     "dimensions each datum has the colours of its responsibilities, an ellipse is two standard "
     "deviations; data of more dimensions are seen on their two leading principal axes, on which "
     "the mixture is again one.",
+    "draws": "Draws from the mixture, each from its component's whole distribution.",
     "components": "Means of the components and their weights.",
 }
 
@@ -36,7 +43,7 @@ def mixture_figures(program: Program, batch: Batch) -> dict[str, Figure]:
         batch: data with the field ``x``.
 
     Returns:
-        Figures by name: ``mixture``, and ``components`` for images.
+        Figures by name: ``mixture``; for images also ``draws`` and ``components``.
     """
     owner: Any = program.owner
     if not isinstance(owner, MixtureProgram) or "x" not in batch:
@@ -44,7 +51,11 @@ def mixture_figures(program: Program, batch: Batch) -> dict[str, Figure]:
     x = batch["x"].to(owner.started.device)
     found = {"mixture": _density(owner, x, program.name)}
     shape = tuple(x.shape[1:])
-    if len(shape) == 3 and shape[0] in (1, 3) and not owner.zero_mean:
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        return found
+    with isolated_rng(0):
+        found["draws"] = image_grid(_array(owner.sample(64)), f"{program.name}: draws")
+    if not owner.zero_mean:
         mixture = read(owner)
         means = _array(mixture.locs).reshape(-1, *shape)
         title = f"{program.name}: means of the components, and their weights"

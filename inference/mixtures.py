@@ -95,7 +95,8 @@ class FittedMixture:
 
 
 def _like(given: Any, found: Tensor) -> Any:
-    return found.cpu().numpy() if isinstance(given, np.ndarray) else found
+    """On the side that the data came from."""
+    return found.to(given.device) if isinstance(given, Tensor) else found.cpu().numpy()
 
 
 def fit_mixture(

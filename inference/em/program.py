@@ -26,6 +26,7 @@ class MixtureProgram(Protocol):
     set_moments: Callable[..., Any]
     log_prior: Callable[..., Any]
     responsibilities: Callable[..., Any]
+    sample: Callable[..., Any]
     started: Tensor
     """Whether its parameters were set or trained; else they are nobody's choice."""
 
