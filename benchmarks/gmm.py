@@ -125,6 +125,7 @@ def main() -> None:
             "e_step": type(choose_step(read(program), x.dtype)).__name__,
             "log_likelihood_minus_theirs": agreement(x[:20_000], start),
         }
+        print(name, results[name], flush=True)
     save("gmm-cpu", vars(args) | {"dim": DIM}, results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -90,10 +91,22 @@ def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> None:
     data = load_data(**options_for(load_data, config))
     program = build_for(config["program"], config["model"], data.info)
     train_by = METHODS[config.get("method", "svi")]
+    _check_taken(train_by, config)
     options = {
         k: v for k, v in options_for(train_by, config).items() if k not in ("program", "data")
     }
     train_by(program=program, data=data, run_dir=out, resume=resume, **options)
+
+
+def _check_taken(train_by: Callable[..., Any], config: dict[str, Any]) -> None:
+    """Refuse options of ``fit`` that another method would pass over."""
+    taken = inspect.signature(train_by).parameters
+    for name, parameter in inspect.signature(fit).parameters.items():
+        if name not in taken and config.get(name, parameter.default) != parameter.default:
+            raise PplError(
+                f"method {config['method']!r} takes no {name} (got {config[name]!r}); leave it out, "
+                "or train with method svi"
+            )
 
 
 def _finish(config: dict[str, Any], out: Path) -> Numbers:

@@ -188,7 +188,9 @@ class GaussianMixture(PyroModule):
     @torch.no_grad()
     def sample(self, size: int = 1) -> Tensor:
         """Draws from the mixture, (size, x_shape)."""
-        return self.model(size=size)
+        rows = max(1, CHUNK // self.dim**2)  # a draw takes a matrix of its own
+        sizes = [min(rows, size - start) for start in range(0, size, rows)]
+        return torch.cat([self.model(size=part) for part in sizes])
 
     @property
     def num_free_parameters(self) -> int:

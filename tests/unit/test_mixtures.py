@@ -186,6 +186,9 @@ def test_em_of_another_program_or_a_run_of_another_method_is_refused(tmp_path, c
     words = ["train", "vae", "--data", "digits", "--method", "em", "--out", str(tmp_path / "a")]
     assert main(words) == 2
     assert "EM in closed form is for Gaussian mixtures, and VAE is none" in capsys.readouterr().err
+    words = [*DIGITS, "--method", "em", "--learning_rate", "0.1", "--out", str(tmp_path / "a")]
+    assert main(words) == 2
+    assert "method 'em' takes no learning_rate (got 0.1)" in capsys.readouterr().err
     folder = tmp_path / "run"
     assert main([*DIGITS, "--epochs", "1", "--out", str(folder)]) == 0
     config = (folder / "config.yaml").read_text()
