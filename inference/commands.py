@@ -104,8 +104,8 @@ def _check_taken(train_by: Callable[..., Any], config: dict[str, Any]) -> None:
     for name, parameter in inspect.signature(fit).parameters.items():
         if name not in taken and config.get(name, parameter.default) != parameter.default:
             raise PplError(
-                f"method {config['method']!r} takes no {name} (got {config[name]!r}); leave it out, "
-                "or train with method svi"
+                f"method {config['method']!r} takes no {name} (got {config[name]!r}); leave it "
+                "out, or train with method svi"
             )
 
 
