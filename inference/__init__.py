@@ -3,19 +3,25 @@
 from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
 from inference.elbo import ESTIMATORS, estimators, score_function
+from inference.em import EMResult, fit_em
 from inference.evaluation import Evaluation, evaluate
+from inference.mixtures import FittedMixture, fit_mixture
 from inference.svi import FitResult, fit
 from inference.weights import log_weights
 
 __all__ = [
     "ESTIMATORS",
     "DataSet",
+    "EMResult",
     "Evaluation",
     "FitResult",
+    "FittedMixture",
     "compare_estimators",
     "estimators",
     "evaluate",
     "fit",
+    "fit_em",
+    "fit_mixture",
     "from_tensors",
     "load_data",
     "log_weights",

@@ -169,6 +169,12 @@ def _train(argv: list[str]) -> Any:
     parser, argv = _program_parser("train", _with_value("--compile", "true", argv))
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    parser.add_argument(
+        "--method",
+        choices=tuple(commands.METHODS),
+        default="svi",
+        help="svi, or em: Gaussian mixtures in closed form, an epoch an iteration",
+    )
     _add_fit_options(parser)
     config = parser.parse(argv)
     config = _plain(config)
@@ -188,7 +194,7 @@ def _with_value(option: str, value: str, argv: list[str]) -> list[str]:
 def _add_fit_options(parser: Parser) -> None:
     """The options of ``fit``; what it takes as a name or an object is a name here."""
     names = {
-        "estimator": f"{', '.join(ESTIMATORS)}, or a class such as pyro.infer.TraceGraph_ELBO",
+        "estimator": f"auto, {', '.join(ESTIMATORS)}, or a class: pyro.infer.TraceGraph_ELBO",
         "optimizer": "a name of torch.optim",
         "lr_schedule": ", ".join(SCHEDULES),
     }

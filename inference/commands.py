@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from inference.checkpoint import write_atomically
 from inference.data import SOURCES, load_data
 from inference.devices import seed_all
 from inference.elbo import ESTIMATORS
+from inference.em.run import fit_em_in
 from inference.evaluation import evaluate
 from inference.priming import check_fields_named
 from inference.runs import (
@@ -31,6 +34,8 @@ from ppl_models.errors import PplError, ProgramError
 
 Numbers = dict[str, Any]
 MAX_PARTICLES_IN_REPORT = 100
+METHODS: dict[str, Callable[..., Any]] = {"svi": fit, "em": fit_em_in}
+"""What ``ppl train --method`` names."""
 
 
 def list_all() -> Numbers:
@@ -55,8 +60,8 @@ def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numb
     """Train a program, evaluate it on test data and draw its pictures.
 
     Args:
-        config: flat: ``program``, ``model`` (its constructor's arguments), and the options of
-            ``load_data`` and ``fit``.
+        config: flat: ``program``, ``model`` (its constructor's arguments), ``method``, and the
+            options of ``load_data`` and ``fit``.
         out: the run folder.
         overwrite: replace a run that is there.
     """
@@ -85,8 +90,23 @@ def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> None:
     seed_all(config.get("seed", 0))  # of the networks' first weights
     data = load_data(**options_for(load_data, config))
     program = build_for(config["program"], config["model"], data.info)
-    options = {k: v for k, v in options_for(fit, config).items() if k not in ("program", "data")}
-    fit(program, data, run_dir=out, resume=resume, **options)
+    train_by = METHODS[config.get("method", "svi")]
+    _check_taken(train_by, config)
+    options = {
+        k: v for k, v in options_for(train_by, config).items() if k not in ("program", "data")
+    }
+    train_by(program=program, data=data, run_dir=out, resume=resume, **options)
+
+
+def _check_taken(train_by: Callable[..., Any], config: dict[str, Any]) -> None:
+    """Refuse options of ``fit`` that another method would pass over."""
+    taken = inspect.signature(train_by).parameters
+    for name, parameter in inspect.signature(fit).parameters.items():
+        if name not in taken and config.get(name, parameter.default) != parameter.default:
+            raise PplError(
+                f"method {config['method']!r} takes no {name} (got {config[name]!r}); leave it "
+                "out, or train with method svi"
+            )
 
 
 def _finish(config: dict[str, Any], out: Path) -> Numbers:

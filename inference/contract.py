@@ -22,8 +22,9 @@ from inference.densities import data_plate, densities_of, is_local
 from inference.elbo import AnalyticKL, Enumerate, Estimator, LeaveOneOut
 from inference.elbo.traces import Traces, run_traces, sample_sites
 from inference.parameters import check_gradients, check_ownership, trainable
-from inference.priming import enumerates, pixel_hint, prime
+from inference.priming import pixel_hint, prime
 from inference.sites import family, known_support
+from inference.summed_out import enumerates, over_all_states
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch, Program
@@ -204,6 +205,9 @@ def _log_weights(
     torch.manual_seed(1)
     with FixedValues(values or {}):
         traces = run(program, batch)
+        if enumerates(traces):
+            with program.scope(), torch.no_grad(), pyro.validation_enabled(False):
+                traces = over_all_states(traces, program.run_model, (batch,), {})
     return densities_of(traces, batch_size(batch)).log_weights[0], traces
 
 

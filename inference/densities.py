@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inference.elbo.traces import Site, Traces, masked_log_prob, sample_sites
 from inference.sites import known_mean, known_support
+from inference.summed_out import SummedOut, is_summed_out
 from ppl_models.errors import ProgramError
 
 DATA_PLATE = "data"
@@ -44,6 +45,8 @@ class SiteDensities:
     """Observed elements per datum."""
     discrete: bool
     """Whether every observed site is over a discrete support, so that its density is a mass."""
+    exact: bool = False
+    """Whether nothing was drawn: every latent is summed out, and all particles are the same."""
 
     @property
     def distortion(self) -> Tensor:
@@ -138,6 +141,7 @@ def stack(runs: list[SiteDensities]) -> SiteDensities:
         guide_means=cat("guide_means"),
         dims=runs[0].dims,
         discrete=runs[0].discrete,
+        exact=runs[0].exact,
     )
 
 
@@ -153,11 +157,20 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
         ProgramError: the sites cannot be told apart by datum, or do not match.
     """
     plate = data_plate(traces.model, rows)
+    expected: dict[str, Tensor] = {}
+    out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
+    if is_summed_out(traces.model):
+        summed = SummedOut(traces.model, plate, rows)
+        expected = summed.expected
+        name, log_posterior = summed.log_posterior
+        out.posterior[name] = log_posterior.unflatten(0, (num_particles, -1))
+        out.exact = not any(True for _ in sample_sites(traces.guide))
 
     def per_datum(site: Site) -> Tensor:
+        if site["name"] in expected:
+            return expected[site["name"]].unflatten(0, (num_particles, -1))
         return _reduce(site, plate, num_particles)
 
-    out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
     for name, site in sample_sites(traces.model):
         if site["infer"].get("is_auxiliary_loss"):
             out.auxiliary[name] = -per_datum(site)
@@ -168,7 +181,8 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
             out.discrete &= _is_discrete(site)
         else:
             out.prior[name] = per_datum(site)
-    out.posterior.update((name, per_datum(site)) for name, site in sample_sites(traces.guide))
+    for name, site in sample_sites(traces.guide):
+        out.posterior[name] = _reduce(site, plate, num_particles)
     _check_complete(out)
     out.guide_means.update(_guide_means(traces, plate, num_particles))
     return out
@@ -193,7 +207,9 @@ def _check_complete(densities: SiteDensities) -> None:
             "the model observes nothing of the batch: give a sample site `obs=x`, where x is a "
             "field of the data that the model names"
         )
-    missing = [name for name in densities.prior if name not in densities.posterior]
+    summed = [name for name in densities.posterior if name not in densities.prior]
+    together = {part for name in summed for part in name.split("+")}
+    missing = [n for n in densities.prior if n not in densities.posterior and n not in together]
     if missing:
         raise ProgramError(
             f"latent site {missing[0]!r} of the model is not in the guide; its importance weight "

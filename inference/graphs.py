@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -250,9 +251,17 @@ def compile_graph(graph: GraphModule, flat: list[Tensor]) -> Compiled:
     from torch._inductor.compile_fx import compile_fx_inner
 
     patched = config.patch(fallback_random=True)
-    with failures("inductor cannot compile it"), torch.no_grad(), patched:
+    with failures("inductor cannot compile it"), torch.no_grad(), patched, _no_warnings():
         compiled: Any = compile_fx_inner(graph, flat)
     return compiled
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Inductor's own, of torch's own functions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:

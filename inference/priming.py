@@ -18,6 +18,7 @@ from inference.densities import data_plate, has_global_latents, is_local
 from inference.elbo.checks import check_traces
 from inference.elbo.traces import Traces, run_traces, sample_sites
 from inference.sites import family, known_support
+from inference.summed_out import enumerates
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program
@@ -147,15 +148,6 @@ def check_plate_size(traces: Traces, program: Program, rows: int, num_data: int)
             "(and in the guide, if it has the plate) and write pyro.plate('data', num_data or "
             "len(x), subsample=torch.arange(len(x)), dim=-1); or train with one batch of all data."
         )
-
-
-def enumerates(traces: Traces) -> bool:
-    """Whether a latent of the model is summed out instead of being in the guide."""
-    in_guide = {name for name, _ in sample_sites(traces.guide)}
-    return any(
-        name not in in_guide and not site["is_observed"] and site["infer"].get("enumerate")
-        for name, site in sample_sites(traces.model)
-    )
 
 
 def check_batch(batch: Batch) -> None:

@@ -21,6 +21,8 @@ from torch import Tensor
 from inference.checkpoint import write_atomically
 from inference.devices import isolated_rng
 from inference.metrics import read_metrics
+from inference.mixture_pictures import CAPTIONS as MIXTURE_CAPTIONS
+from inference.mixture_pictures import mixture_figures
 from inference.plotting import (
     image_grid,
     latent_scatter,
@@ -38,6 +40,7 @@ CAPTIONS = {
     "reconstructions": "Test data, and below each the mean of p(x | z) for one z ~ q(z | x).",
     "learning_curves": "Every epoch on held-out data, unscaled; nats per datum.",
     "latent_space": "Where the guide puts the test data.",
+    **MIXTURE_CAPTIONS,
 }
 
 
@@ -67,7 +70,8 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
         num: samples in the grid.
 
     Returns:
-        The files by name: samples, reconstructions, learning_curves, latent_space.
+        The files by name: samples, reconstructions, learning_curves, latent_space; of a
+        Gaussian mixture also mixture and components.
     """
     figures: dict[str, Figure] = {}
     with isolated_rng(0):  # transforms of the data draw too
@@ -88,6 +92,7 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
         site, values = codes
         labels = test["y"].cpu().numpy() if "y" in test else None
         figures["latent_space"] = latent_scatter(values, labels, site)
+    figures |= mixture_figures(run.program, test)
     files = {name: run.folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         write_atomically(files[name], png(figure))

@@ -14,6 +14,7 @@ from torch import Tensor
 from inference.devices import isolated_rng
 from inference.elbo.traces import run_traces, sample_sites
 from inference.sites import known_mean
+from inference.summed_out import enumerates, posterior_draw
 from inference.weights import evaluation_mode
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, as_program
@@ -67,6 +68,8 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """Draw latents from the guide and the data from the model given them.
 
+    Latents that the guide leaves out, to be summed out, are drawn from their exact posterior.
+
     Args:
         program: any object with ``model`` and ``guide``.
         batch: fields (B, ...).
@@ -80,6 +83,8 @@ def reconstruct(
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
+        if enumerates(traces):
+            traces = posterior_draw(traces, program.run_model, (batch,), {})
         return {
             name: _value(site, "mean") if draw == "mean" else site["fn"].sample()
             for name, site in sample_sites(traces.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from inference.elbo import make_estimator
 from inference.elbo.base import Estimator, set_plate_nesting
 from inference.elbo.checks import require_enumeration
 from inference.elbo.traces import Traces
+from inference.em.start import start_untouched
 from inference.loop import LAST, TrainingLoop
 from inference.metrics import MetricsFile
 from inference.priming import (
     check_data,
     check_fields_named,
     check_plate_size,
-    enumerates,
     prime,
 )
 from inference.progress import Progress
 from inference.settings import OptimizerFactory, ScheduleFactory, Settings
 from inference.signals import StopRequest, stop_on_signals
+from inference.summed_out import enumerates, shared_sums
 from inference.validation import Validator
 from inference.vectorize import choose_vectorization
 from inference.weights import batch_size as batch_size_of
@@ -67,7 +68,7 @@ def fit(
     program: Any,
     data: Any,
     *,
-    estimator: str | ELBO = "analytic_kl",
+    estimator: str | ELBO = "auto",
     num_particles: int = 1,
     optimizer: str | OptimizerFactory = "Adam",
     learning_rate: float = 1e-3,
@@ -100,7 +101,9 @@ def fit(
         program: any object with ``model`` and ``guide``; see ``docs/adding_a_model.md``.
         data: a data set of :func:`inference.load_data`, or tensors (N, ...): one array, or a
             dict of fields, split 80/10/10 at random.
-        estimator: a name of :func:`inference.estimators` or any ``pyro.infer.ELBO`` object.
+        estimator: a name of :func:`inference.estimators` or any ``pyro.infer.ELBO`` object;
+            ``auto`` is ``enumerate`` where the model's latents are summed out, else
+            ``analytic_kl``.
         num_particles: draws per datum and step, for an estimator given by name; taken in one
             pass where the program gives the same densities in an outermost plate.
         optimizer: a name of ``torch.optim``, or a function from parameters to an optimizer.
@@ -214,17 +217,22 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
-    enumerated = enumerates(traces)
+    if start_untouched(wrapped, placed.train, settings.seed):
+        traces = prime(wrapped, batch, num_data)
+    if settings.estimator == "auto":
+        chosen = "enumerate" if enumerates(traces) else "analytic_kl"
+        settings = replace(settings, estimator=chosen)
     rows = batch_size_of(batch)
-    if not enumerated and settings.batch_size < num_data:
+    shared = shared_sums(traces)
+    if not shared and settings.batch_size < num_data:
         check_plate_size(traces, wrapped, rows, num_data)
     estimator = _estimator(settings, wrapped, traces, batch, num_data)
-    shared_draws = not enumerated and has_global_latents(traces, rows)
+    shared_draws = not shared and has_global_latents(traces, rows)
     draws = settings.valid_particles or (20 if shared_draws else 1)
     validator = Validator(
         placed.valid,
         estimator,
-        enumerated,
+        shared,
         draws,
         num_data,
         settings.compiles_validation(num_data, draws * len(placed.valid)),

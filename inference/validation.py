@@ -20,8 +20,8 @@ class Validator:
 
     Args:
         split: held-out data, on the device.
-        estimator: of the training; its loss stands in where the program sums a latent out.
-        enumerated: whether it does.
+        estimator: of the training; its loss stands in where no number is a datum's own.
+        shared: whether that is so: a latent that is summed out is shared by data.
         num_particles: importance samples per datum.
         num_data: size of the training set.
         compiled: run the program by a compiled graph.
@@ -30,22 +30,22 @@ class Validator:
     def __init__(
         self,
         split: Split,
-        estimator: ELBO,
-        enumerated: bool,
+        estimator: ELBO | None,
+        shared: bool,
         num_particles: int,
         num_data: int,
         compiled: bool = False,
     ) -> None:
         self.split = split
         self.estimator = estimator
-        self.enumerated = enumerated
+        self.shared = shared
         self.num_particles = num_particles
         self.num_data = num_data
         self.take = CompiledDensities(0 if compiled else None, least=BATCH)
 
     def __call__(self, program: Program) -> dict[str, float]:
         """Validation numbers under the names of ``metrics.csv``; nats per datum."""
-        if self.enumerated:
+        if self.shared:
             return {"valid_elbo": self._elbo_by_estimator(program)}
         batches = self.split.batches(BATCH)
         result = evaluate_by(self.take, program, batches, self.num_particles, self.num_data)
@@ -57,6 +57,7 @@ class Validator:
         return numbers | {f"valid_{name}": value for name, value in result.auxiliary.items()}
 
     def _elbo_by_estimator(self, program: Program) -> float:
+        assert self.estimator is not None
         total = 0.0
         options = {"num_data": None}
         with evaluation_mode(program), isolated_rng(0), torch.no_grad(), program.scope():

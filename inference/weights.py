@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import SiteDensities, densities_of, stack
-from inference.elbo.traces import run_traces
+from inference.summed_out import run_summed
 from ppl_models.program import Batch, Program, as_program
 
 
@@ -50,7 +50,7 @@ def run_densities(
     """Run guide and model once, and take every site's log density per particle and datum."""
     options: dict[str, Any] = {"num_data": num_data}
     with program.scope():
-        traces = run_traces(program.run_model, program.run_guide, (batch,), options)
+        traces = run_summed(program, batch, options)
     return densities_of(traces, batch_size(batch), num_particles)
 
 
@@ -84,6 +84,8 @@ def _more(
     """Further particles of a program that has shown in a first one what latents it has."""
     if num_particles == 0:
         return []
+    if first.exact:  # nothing is drawn: one run is all of them
+        return [first] * num_particles
     if first.global_sites:  # repeated rows would share a global draw: no independent particles
         return [take(program, batch, 1, num_data) for _ in range(num_particles)]
     return [take(program, repeat(batch, num_particles), num_particles, num_data)]

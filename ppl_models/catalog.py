@@ -34,6 +34,11 @@ CATALOG: dict[str, Entry] = {
         "variational autoencoder, fully connected",
         "Kingma & Welling 2014, arXiv:1312.6114",
     ),
+    "gmm": Entry(
+        "ppl_models.gmm:GaussianMixture",
+        "mixture of Gaussians, its component summed out",
+        "Dempster, Laird & Rubin 1977",
+    ),
 }
 
 

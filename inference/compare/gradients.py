@@ -22,7 +22,8 @@ from inference.elbo.base import Estimator, set_plate_nesting
 from inference.elbo.checks import require_enumeration
 from inference.elbo.traces import Traces, run_traces, sample_sites, scaled_log_prob
 from inference.parameters import check_ownership, trainable
-from inference.priming import check_fields_named, check_plate_size, enumerates, prime
+from inference.priming import check_fields_named, check_plate_size, prime
+from inference.summed_out import enumerates
 from inference.vectorize import choose_vectorization
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError

@@ -19,7 +19,7 @@ from inference.compare.gradients import Problem, Sampler, filled
 from inference.compare.moments import Moments, VectorMoments
 from inference.devices import isolated_rng
 from inference.elbo import ESTIMATORS
-from inference.priming import enumerates
+from inference.summed_out import enumerates
 from ppl_models.errors import PplError, UnknownNameError, describe
 
 ReferenceOption: TypeAlias = str | ELBO | Mapping[str, Tensor] | None

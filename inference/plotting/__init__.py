@@ -10,8 +10,10 @@ from inference.plotting.estimators import (
 )
 from inference.plotting.images import image_grid, reconstruction_grid, tile
 from inference.plotting.latents import latent_scatter, principal_plane
+from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
 
 __all__ = [
+    "component_means",
     "cost_frontier",
     "estimator_bias",
     "estimator_snr",
@@ -19,6 +21,8 @@ __all__ = [
     "image_grid",
     "latent_scatter",
     "learning_curves",
+    "mixture_contours_2d",
+    "mixture_density_1d",
     "principal_plane",
     "reconstruction_grid",
     "tile",

@@ -1,0 +1,51 @@
+"""What a program must have to be fitted as a Gaussian mixture, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from inference.em.statistics import Mixture
+from ppl_models.errors import PplError
+from ppl_models.program import Program, as_program
+
+
+@runtime_checkable
+class MixtureProgram(Protocol):
+    """A Gaussian mixture, such as :class:`ppl_models.gmm.GaussianMixture`."""
+
+    num_components: int
+    dim: int
+    covariance: str
+    zero_mean: bool
+    min_scale: float
+    prior: Any
+    moments: Callable[..., Any]
+    set_moments: Callable[..., Any]
+    log_prior: Callable[..., Any]
+    responsibilities: Callable[..., Any]
+    sample: Callable[..., Any]
+    started: Tensor
+    """Whether its parameters were set or trained; else they are nobody's choice."""
+
+
+def as_mixture(program: object) -> tuple[Program, Any]:
+    """A program that is a Gaussian mixture, and the mixture itself.
+
+    Raises:
+        PplError: it is something else.
+    """
+    wrapped = as_program(program)
+    if not isinstance(wrapped.owner, MixtureProgram):
+        raise PplError(
+            f"EM in closed form is for Gaussian mixtures, and {wrapped.name} is none; use fit()"
+        )
+    return wrapped, wrapped.owner
+
+
+def read(mixture: MixtureProgram) -> Mixture:
+    """A program's parameters, in float64."""
+    weights, locs, covariances = mixture.moments()
+    return Mixture(weights, locs, covariances, mixture.covariance, mixture.zero_mean)
