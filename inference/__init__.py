@@ -2,8 +2,11 @@
 
 from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
+from inference.denoise import denoise
 from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.evaluation import Evaluation, evaluate
+from inference.map_estimate import MapResult, map_estimate
+from inference.splitting import anneal, split_half_quadratic
 from inference.svi import FitResult, fit
 from inference.weights import log_weights
 
@@ -12,13 +15,18 @@ __all__ = [
     "DataSet",
     "Evaluation",
     "FitResult",
+    "MapResult",
+    "anneal",
     "compare_estimators",
+    "denoise",
     "estimators",
     "evaluate",
     "fit",
     "from_tensors",
     "load_data",
     "log_weights",
+    "map_estimate",
     "score_function",
+    "split_half_quadratic",
     "train_compare",
 ]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
@@ -25,8 +24,8 @@ from inference.sites import known_support
 from ppl_models.errors import PplError, ProgramError, UnknownNameError
 from ppl_models.program import Program, as_program, signature_of
 
-PATIENCE = 10
-"""Steps without an improvement of ``tolerance`` after which the search has converged."""
+PATIENCE = 20
+"""Steps over which the log joint must stand still: momentum swings past the mode and back."""
 
 
 @dataclass(repr=False)
@@ -73,8 +72,8 @@ def map_estimate(
             optimizer.
         learning_rate: for an optimizer given by name.
         max_steps: at most so many steps.
-        tolerance: the search ends when the log joint has not risen by this share of its size for
-            ten steps; 0 takes every step.
+        tolerance: the search ends when the log joint has moved by less than this share of its
+            size over twenty steps; 0 takes every step.
         callback: called before each step with its number and the log joint.
 
     Returns:
@@ -130,7 +129,8 @@ class _Objective:
         with torch.no_grad():
             trace = poutine.trace(self._conditioned()).get_trace()
         samples = [s for s in trace.nodes.values() if s["type"] == "sample"]
-        self.nesting = max((-f.dim for s in samples for f in s["cond_indep_stack"] if f.dim), default=0)
+        dims = [-f.dim for s in samples for f in s["cond_indep_stack"] if f.dim]
+        self.nesting = max(dims, default=0)
         self.has_discrete = any(not s["is_observed"] and not _is_subsample(s) for s in samples)
 
     def values(self) -> dict[str, Tensor]:
@@ -160,14 +160,14 @@ def _climb(
     seen: list[float] = []
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
         loss = objective()
-        loss.backward()
+        free = list(objective.free.values())  # the program's parameters are left alone
+        for value, grad in zip(free, torch.autograd.grad(loss, free), strict=True):
+            value.grad = grad
         seen.append(-float(loss.detach()))
         return loss
 
     trajectory: list[float] = []
-    best, stale = -float("inf"), 0
     for step in range(max_steps):
         seen.clear()
         optimizer.step(closure)  # type: ignore[arg-type]
@@ -176,14 +176,19 @@ def _climb(
         trajectory.append(now)
         if callback is not None:
             callback(step, now)
-        stale = 0 if now > best + tolerance * abs(best) or step == 0 else stale + 1
-        best = max(best, now)
-        if tolerance > 0 and stale >= PATIENCE:
+        if _stands_still(trajectory, tolerance):
             break
-    with torch.no_grad():
-        trajectory.append(-float(objective()))
+    converged = _stands_still(trajectory, tolerance)
+    # Pyro sums out discrete latents with a gradient or not at all.
+    with torch.set_grad_enabled(objective.has_discrete):
+        trajectory.append(-float(objective().detach()))
     _check_finite(trajectory[-1], len(trajectory) - 1)
-    return trajectory, tolerance > 0 and stale >= PATIENCE
+    return trajectory, converged
+
+
+def _stands_still(trajectory: list[float], tolerance: float) -> bool:
+    late = trajectory[-PATIENCE:]
+    return len(late) == PATIENCE and max(late) - min(late) < tolerance * max(1.0, abs(late[-1]))
 
 
 def _check_finite(log_joint: float, step: int) -> None:
@@ -231,6 +236,8 @@ def _latent_sites(
     """The continuous latents of the model with the values to begin from."""
 
     def begin(site: Any) -> Tensor:
+        if site["name"] in given:
+            _check_start(site, given[site["name"]])
         try:
             return start(site)
         except NotImplementedError as error:
@@ -239,7 +246,8 @@ def _latent_sites(
                 f"from; say where to begin: init={{{site['name']!r}: value}}"
             ) from error
 
-    start = init_to_value(values=dict(init), fallback=init_to_median(num_samples=15))
+    given = dict(init)
+    start = init_to_value(values=given, fallback=init_to_median(num_samples=15))
     with torch.no_grad():
         trace = poutine.trace(InitMessenger(begin)(program.run_model)).get_trace(batch)
     found = {}
@@ -267,10 +275,19 @@ def _free_value(name: str, site: Any) -> _Latent:
             f"site {name!r} is of {type(site['fn']).__name__}, which has no continuous support "
             "and no list of its states; give its value as data, or write it as continuous"
         )
-    free = transform_to(support).inv(site["value"]).detach().clone()
-    if not bool(free.isfinite().all()):
-        raise PplError(f"the starting value of site {name!r} lies outside or at the edge of its support")
-    return _Latent(support, free)
+    return _Latent(support, transform_to(support).inv(site["value"]).detach().clone())
+
+
+def _check_start(site: Any, value: Tensor) -> None:
+    fn, support = site["fn"], known_support(site["fn"])
+    if value.shape != fn.shape():
+        raise PplError(
+            f"init of site {site['name']!r} must be of shape {tuple(fn.shape())}; "
+            f"got {tuple(value.shape)}"
+        )
+    inside = support is None or bool(support.check(value).all())
+    if not inside or not bool(value.isfinite().all()):
+        raise PplError(f"init of site {site['name']!r} is outside its support, {support}")
 
 
 def _is_subsample(site: Any) -> bool:

@@ -69,6 +69,16 @@ class EPLL(PyroModule):
         self.even_borders = even_borders
         self.smoothing = 0.0
 
+    @classmethod
+    def denoiser(cls, prior: PatchPrior | None = None) -> Callable[[float], EPLL]:
+        """From a noise scale σ in [0, 1] to the program for white noise of that scale.
+
+        Args:
+            prior: of patches; the shipped one when left out.
+        """
+        chosen = PatchPrior.shipped() if prior is None else prior
+        return lambda noise_scale: cls(chosen, Noise(noise_scale))
+
     def expected_patch_log_likelihood(self, clean: Tensor) -> Tensor:
         """EPLL of images (B, H, W): (B,), nats, unnormalized."""
         size, (rows, columns) = self.prior.patch_size, self.grid(clean, self.stride)

@@ -94,7 +94,7 @@ class Masked(Noise):
 
     def variances(self) -> list[float]:
         """From coarse to fine, however small σ is: holes are filled by the prior alone."""
-        return falling_variances(0.3, min(self.noise_scale, 2 / 255), 24)
+        return falling_variances(0.1, max(min(self.noise_scale, 2 / 255), 1 / 255), 32)
 
     def _check(self, images: Tensor) -> None:
         if images.shape[-2:] != self.mask.shape:
@@ -143,7 +143,7 @@ class Blurred(Noise):
     def combine(self, observed: Tensor, expected: Tensor, variance: float) -> Tensor:
         """Solved by conjugate gradients: blur has no inverse pixel by pixel."""
         trust = self.noise_scale**2 / variance
-        _, adjoint = torch.func.vjp(self.blur, expected)
+        adjoint = torch.func.vjp(self.blur, expected)[1]
 
         def curvature(x: Tensor) -> Tensor:
             return adjoint(self.blur(x))[0] + trust * x
@@ -153,7 +153,7 @@ class Blurred(Noise):
 
     def variances(self) -> list[float]:
         """From coarse to fine: what the blur took away only the prior can restore."""
-        return falling_variances(0.1, self.noise_scale / 3, 12)
+        return falling_variances(0.1, 2 * self.noise_scale, 10)
 
 
 def falling_variances(first: float, last: float, count: int) -> list[float]:

@@ -132,7 +132,7 @@ class PatchLearner:
 
 
 def _log_joint(mixture: ZeroMeanMixture, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """log p(k, z) as a linear function of products: (K, F) and (K, 1)."""
+    """Log p(k, z) as a linear function of products: (K, F) and (K, 1)."""
     factor, failed = torch.linalg.cholesky_ex(mixture.covariances)
     if bool(failed.any()):
         raise PplError(

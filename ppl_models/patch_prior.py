@@ -194,7 +194,7 @@ class PatchPrior(nn.Module):
         return found.reshape(*z.shape[:-1], -1)
 
     def log_joint(self, z: Tensor, noise_variance: float, num_pairs: int | None = None) -> Tensor:
-        """log p(k, z) for coordinates z (N, D): (K, N).
+        """Log p(k, z) for coordinates z (N, D): (K, N).
 
         Args:
             z: coordinates.

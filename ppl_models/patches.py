@@ -132,7 +132,7 @@ class _Extract(torch.autograd.Function):
         return _cut(images, rows, columns, size)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return _Lay.apply(grad, *ctx.saved_tensors, ctx.shape), None, None, None
 
 
@@ -146,5 +146,5 @@ class _Lay(torch.autograd.Function):
         return _add_up(patches, rows, columns, shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return _Extract.apply(grad, *ctx.saved_tensors, ctx.size), None, None, None

@@ -75,7 +75,7 @@ def _read_safetensors(path: Path) -> Spectra:
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """Columns that were rounded, made orthonormal again; the first, of most variance, move least."""
+    """Columns that were rounded, made orthonormal again; the first move least."""
     q, r = torch.linalg.qr(vectors)
     return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
@@ -87,11 +87,13 @@ def _read_matlab(path: Path) -> Spectra:
     MATLAB lists the pixels of a patch by columns, and this package by rows.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
+    unreadable = (MatReadError, NotImplementedError, OSError, UnicodeDecodeError)
     try:
         struct = loadmat(path, squeeze_me=True, struct_as_record=False)["GS"]
         covariances, weights = np.asarray(struct.covs, float), np.asarray(struct.mixweights, float)
-    except (KeyError, AttributeError, ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (KeyError, AttributeError, ValueError, TypeError, *unreadable) as error:
         raise PplError(
             f"{path} holds no mixture of patches: expected a struct GS with fields covs "
             f"(P², P², K) and mixweights (K,), in a MATLAB file before version 7.3 ({error})"
