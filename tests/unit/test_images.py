@@ -87,7 +87,7 @@ def test_refusals(tmp_path):
         read_photo(tmp_path / "none.png")
     for name in ("text.png", "text.tif"):
         (tmp_path / name).write_text("no image")
-        with pytest.raises(PplError, match="cannot read .* as an image"):
+        with pytest.raises(PplError, match=r"cannot read .* as an image"):
             read_photo(tmp_path / name)
     bad = np.zeros((9, 9), np.float32)
     bad[2, 3] = np.nan
