@@ -24,6 +24,9 @@ from inference.sites import known_support
 from ppl_models.errors import PplError, ProgramError, UnknownNameError
 from ppl_models.program import Program, as_program, signature_of
 
+Callback = Callable[[int, float, dict[str, Tensor]], None]
+"""Called with the number of a step, the log joint, and the values of the latents before it."""
+
 PATIENCE = 20
 """Steps over which the log joint must stand still: momentum swings past the mode and back."""
 
@@ -58,7 +61,7 @@ def map_estimate(
     learning_rate: float = 1e-2,
     max_steps: int = 1000,
     tolerance: float = 1e-6,
-    callback: Callable[[int, float], None] | None = None,
+    callback: Callback | None = None,
 ) -> MapResult:
     """Values of the latents that are likeliest, with the data, under a program's model.
 
@@ -74,7 +77,8 @@ def map_estimate(
         max_steps: at most so many steps.
         tolerance: the search ends when the log joint has moved by less than this share of its
             size over twenty steps; 0 takes every step.
-        callback: called before each step with its number and the log joint.
+        callback: called after each step with its number, and the log joint and the values
+            before it.
 
     Returns:
         A :class:`MapResult`.
@@ -102,9 +106,7 @@ def map_estimate(
         objective = _Objective(wrapped, batch, {k: s.support for k, s in sites.items()}, free)
         stepper = _make_optimizer(optimizer, learning_rate, list(free.values()))
         trajectory, converged = _climb(objective, stepper, max_steps, tolerance, callback)
-        with torch.no_grad():
-            values = {name: value.detach() for name, value in objective.values().items()}
-    return MapResult(values, trajectory, converged)
+    return MapResult(objective.detached(), trajectory, converged)
 
 
 @dataclass
@@ -136,6 +138,10 @@ class _Objective:
     def values(self) -> dict[str, Tensor]:
         return {name: transform(self.free[name]) for name, transform in self.transforms.items()}
 
+    def detached(self) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return {name: value.clone() for name, value in self.values().items()}
+
     def _conditioned(self) -> Callable[[], Any]:
         conditioned = poutine.condition(self.program.run_model, data=self.values())
         return lambda: conditioned(self.batch)
@@ -154,7 +160,7 @@ def _climb(
     optimizer: torch.optim.Optimizer,
     max_steps: int,
     tolerance: float,
-    callback: Callable[[int, float], None] | None,
+    callback: Callback | None,
 ) -> tuple[list[float], bool]:
     """The log joint at every step, and whether it has ceased to rise."""
     seen: list[float] = []
@@ -170,12 +176,13 @@ def _climb(
     trajectory: list[float] = []
     for step in range(max_steps):
         seen.clear()
+        before = objective.detached() if callback is not None else {}
         optimizer.step(closure)  # type: ignore[arg-type]
         now = seen[0]
         _check_finite(now, step)
         trajectory.append(now)
         if callback is not None:
-            callback(step, now)
+            callback(step, now, before)
         if _stands_still(trajectory, tolerance):
             break
     converged = _stands_still(trajectory, tolerance)

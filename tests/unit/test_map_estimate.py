@@ -106,8 +106,9 @@ def test_an_object_with_model_and_guide_keeps_its_parameters():
         toy, torch.randn(4), max_steps=5, tolerance=0, callback=lambda *at: seen.append(at)
     )
     assert list(found.values) == ["z"]
-    assert [step for step, _ in seen] == [0, 1, 2, 3, 4]
-    assert [value for _, value in seen] == found.trajectory[:-1]
+    assert [step for step, *_ in seen] == [0, 1, 2, 3, 4]
+    assert [value for _, value, _ in seen] == found.trajectory[:-1]
+    assert not torch.equal(seen[0][2]["z"], seen[4][2]["z"])
     for name, parameter in toy.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
