@@ -42,6 +42,10 @@ SETTINGS: dict[str, Denoiser] = {
         program, noisy, stride=STRIDE, num_pairs=NUM_PAIRS
     ),
     "gradient, every patch": anneal,
+    "stride 4": lambda program, noisy: split_half_quadratic(program, noisy, stride=4),
+    "gradient, stride 4": lambda program, noisy: anneal(
+        EPLL(program.prior, program.observation, stride=4), noisy
+    ),
 }
 
 
@@ -106,7 +110,7 @@ def speed(prior: PatchPrior, rounds: int, with_peer: bool) -> Any:
     clean = set12()["01"]
     noisy = with_noise(clean, 25)
     program = EPLL(prior, Noise(25 / 255))
-    arms = {k: v for k, v in SETTINGS.items() if k != "gradient, every patch"}
+    arms = {name: SETTINGS[name] for name in ("every patch", "fast")}
     if with_peer:
         arms["deepinv"] = peer(prior)
     seconds = interleave(

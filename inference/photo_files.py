@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,10 +102,14 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
                 raise PplError(f"{output} is an input, which is never overwritten; name another")
         if output.is_dir():
             raise PplError(f"cannot write {output}: it is a folder")
+        if outputs.count(output) > 1:
+            raise PplError(f"{output} is to hold two images; name another")
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PplError(f"cannot write {output}: {error.strerror or error}") from error
+        if not os.access(output.parent, os.W_OK):
+            raise PplError(f"cannot write {output}: its folder is read-only")
 
 
 def _scores(noisy: Tensor, denoised: Tensor, reference: Tensor) -> dict[str, float]:

@@ -26,7 +26,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pyro
 import pyro.distributions as dist
@@ -34,6 +34,7 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 from torch.distributions import constraints
+from torch.utils.checkpoint import checkpoint
 
 from ppl_models.errors import PplError
 from ppl_models.observations import Noise
@@ -86,9 +87,26 @@ class EPLL(PyroModule):
         if self.even_borders:
             share = overlap / coverage(rows, columns, size, _sides(clean)).to(clean.dtype)
             clean = _with_gradient_scaled(clean, share)
-        patches = extract_patches(clean, rows, columns, size)
-        log_density = self.prior.log_prob(patches, self.smoothing)  # (B, R, C)
-        return log_density.sum((-1, -2)) / overlap
+        total = clean.new_zeros(len(clean))
+        for top, bottom, local in self._bands(clean, rows, columns, BAND // 4):
+            strip = clean[:, top:bottom]
+            total = total + checkpoint(self._of_band, strip, local, columns, use_reentrant=False)
+        return total / overlap
+
+    def _of_band(self, strip: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Σ_i log p(P_i x) of a few rows of patches, (B,)."""
+        patches = extract_patches(strip, rows, columns, self.prior.patch_size)
+        z = self.prior.coordinates(patches)
+        joint = self.prior.log_joint(z.flatten(0, -2), self.smoothing)  # (K, B R C)
+        return joint.logsumexp(0).reshape(len(strip), -1).sum(-1)
+
+    def _bands(
+        self, images: Tensor, rows: Tensor, columns: Tensor, most: int
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Rows of patches, at most so many patches at once: first and last pixels, and starts."""
+        for band in rows.split(max(1, most // (len(images) * len(columns)))):
+            top = int(band[0])
+            yield top, int(band[-1]) + self.prior.patch_size, band - top
 
     @pyro_method
     def model(self, noisy: Tensor) -> Tensor:
@@ -140,17 +158,14 @@ class EPLL(PyroModule):
         """
         size = self.prior.patch_size
         rows, columns = self.grid(images, stride or self.stride, generator)
-        per_band = max(1, BAND // (len(images) * len(columns)))
         total = torch.zeros_like(images)
-        for band in rows.split(per_band):
-            top, bottom = int(band[0]), int(band[-1]) + size
-            local = band - top
+        for top, bottom, local in self._bands(images, rows, columns, BAND):
             patches = extract_patches(images[:, top:bottom], local, columns, size)
             clean = self.prior.wiener(patches, variance, soft=soft, num_pairs=num_pairs)
             shape = (bottom - top, images.shape[-1])
             total[:, top:bottom] += lay_patches(clean, local, columns, shape)
             if callback is not None:
-                callback(len(band) / len(rows))
+                callback(len(local) / len(rows))
         return total / coverage(rows, columns, size, _sides(images)).to(total.dtype)
 
 

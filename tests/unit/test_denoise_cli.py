@@ -86,6 +86,7 @@ def test_refusals(photo, tmp_path, capsys):
         "adding noise needs its scale": ("denoise", photo, "--add_noise", "--out", out),
         "must end in one of": ("denoise", photo, "--sigma", 5, "--out", tmp_path / "clean.xyz"),
         "holds 8 bits without alpha": ("denoise", photo, "--out", tmp_path / "clean.jpg"),
+        "is to hold two images": ("denoise", photo, "--picture", out, "--out", out),
         "there is no prior": ("denoise", photo, "--prior", tmp_path / "none", "--out", out),
         "unknown method": ("denoise", photo, "--sigma", 5, "--method", "magic", "--out", out),
         "cannot write": ("denoise", photo, "--out", photo / "clean.png"),

@@ -88,10 +88,12 @@ def test_bands_change_nothing(monkeypatch):
     _, noisy = noisy_images()
     program = EPLL(random_prior(), Noise(SIGMA))
     whole = split_half_quadratic(program, noisy)
+    by_gradient = anneal(program, noisy)
     shares = []
     monkeypatch.setattr(epll_module, "BAND", 100)
     banded = split_half_quadratic(program, noisy, callback=shares.append)
     assert torch.allclose(whole, banded, atol=1e-6)
+    assert torch.allclose(anneal(program, noisy), by_gradient, atol=1e-6)
     assert len(shares) > 10
     assert sum(shares) == pytest.approx(1.0)
 
