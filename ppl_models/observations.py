@@ -20,6 +20,8 @@ from torch.nn.functional import conv2d, pad
 
 from ppl_models.errors import PplError
 
+MUCH_NOISE = 40 / 255
+
 
 class Noise(nn.Module):
     """observed ~ Normal(clean, noise_scale²), pixel by pixel.
@@ -46,8 +48,12 @@ class Noise(nn.Module):
         return (observed + trust * expected) / (1 + trust)
 
     def variances(self) -> list[float]:
-        """Of the gap between image and expectation, falling: σ² / b for b = 1, 4, 8, 16, 32."""
-        return [self.noise_scale**2 / b for b in (1, 4, 8, 16, 32)]
+        """Of the gap between image and expectation, falling: σ² / b.
+
+        b = 1, 4, 8, 16, 32, the literature's; much noise takes a slower start and a later end.
+        """
+        steps = (1, 4, 8, 16, 32) if self.noise_scale < MUCH_NOISE else (1, 2, 8, 16, 32, 64)
+        return [self.noise_scale**2 / b for b in steps]
 
 
 class Masked(Noise):
