@@ -72,9 +72,8 @@ def side_by_side(views: Mapping[str, Array], title: str = "") -> Figure:
         title: above them.
     """
     height, width = next(iter(views.values())).shape[-2:]
-    figure = Figure(
-        figsize=(4 * len(views), 4 * height / width + (0.6 if title else 0.3)), layout="constrained"
-    )
+    lines = 1 + max(name.count("\n") for name in views) + (1.5 if title else 0.5)
+    figure = Figure(figsize=(4 * len(views), 4 * height / width + lines / 4), layout="constrained")
     places = figure.subplots(1, len(views), squeeze=False)[0]
     for axes, (name, image) in zip(places, views.items(), strict=True):
         axes.imshow(tile(image[None], 1, pad=0), cmap="gray", vmin=0, vmax=1)
