@@ -2,10 +2,13 @@
 
 from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
+from inference.denoise import denoise
 from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.em import EMResult, fit_em
 from inference.evaluation import Evaluation, evaluate
+from inference.map_estimate import MapResult, map_estimate
 from inference.mixtures import FittedMixture, fit_mixture
+from inference.splitting import anneal, split_half_quadratic
 from inference.svi import FitResult, fit
 from inference.weights import log_weights
 
@@ -16,7 +19,10 @@ __all__ = [
     "Evaluation",
     "FitResult",
     "FittedMixture",
+    "MapResult",
+    "anneal",
     "compare_estimators",
+    "denoise",
     "estimators",
     "evaluate",
     "fit",
@@ -25,6 +31,8 @@ __all__ = [
     "from_tensors",
     "load_data",
     "log_weights",
+    "map_estimate",
     "score_function",
+    "split_half_quadratic",
     "train_compare",
 ]

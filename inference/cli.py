@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from inference import commands
+from inference import commands, photo_commands
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
@@ -49,6 +49,8 @@ USAGE = """usage: ppl COMMAND ...
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
   ppl compare --checkpoint RUN [--out DIR]    the same before and after a run's training
   ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
+  ppl denoise PHOTO --sigma 25 --out FILE     take noise off a photograph
+  ppl train_prior FOLDER --out FILE           learn the prior of patches that denoise uses
 
 MODEL is a name of `ppl list`, package.module:Name, or file.py:Name. Every command takes --json
 and --help."""
@@ -155,12 +157,24 @@ def _is_table(value: Any) -> bool:
 
 
 def _function_command(function: Callable[..., Any], name: str) -> Callable[[list[str]], Any]:
+    """A command of a function; its options that are False if left out are flags."""
+    parameters = inspect.signature(function).parameters.values()
+    flags: set[str | int] = {p.name for p in parameters if p.default is False}
+
     def run(argv: list[str]) -> Any:
         parser = Parser(prog=f"ppl {name}", description=inspect.getdoc(function))
-        parser.add_function_arguments(function, as_positional=True)
+        parser.add_function_arguments(function, as_positional=True, skip=flags)
+        for flag in sorted(map(str, flags)):
+            parser.add_argument(f"--{flag}", action="store_true", help=_help_of(function, flag))
         return function(**parser.parse(argv))
 
     return run
+
+
+def _help_of(function: Callable[..., Any], option: str) -> str:
+    """What a docstring says of an option, in one line."""
+    lines = (line.strip() for line in (inspect.getdoc(function) or "").splitlines())
+    return next((text.partition(": ")[2] for text in lines if text.startswith(f"{option}: ")), "")
 
 
 def _train(argv: list[str]) -> Any:
@@ -310,6 +324,8 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
     "compare": _compare,
     "check": _check,
+    "denoise": _function_command(photo_commands.denoise_photo, "denoise"),
+    "train_prior": _function_command(photo_commands.train_prior, "train_prior"),
 }
 
 if __name__ == "__main__":

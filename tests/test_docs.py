@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from patch_helpers import smooth_images
 from programs import GaussianToy
 from pyro import poutine
 
 from inference import estimators
 from inference.cli import main
+from inference.images import Photo, write_photo
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,9 +48,10 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.slow
 def test_readme_commands_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_photo(tmp_path / "photo.png", Photo(smooth_images(3, 40, 50), None, "uint8"))
     found = commands(ROOT / "README.md")
     assert {words[0] for words in found} == {
-        *("list", "train", "evaluate", "sample", "reconstruct", "compare")
+        *("list", "train", "evaluate", "sample", "reconstruct", "compare", "denoise")
     }
     for words in found:
         assert main(words) == 0, words
@@ -114,6 +117,16 @@ def test_the_estimators_page_runs(tmp_path, monkeypatch, capsys):
     exec(compile(comparison, "estimators.md", "exec"), {})
     assert "score_function" in capsys.readouterr().out
     assert (tmp_path / "variance.png").is_file()
+
+
+def test_the_epll_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_photo(tmp_path / "photo.png", Photo(smooth_images(1, 24, 24), None, "uint8"))
+    names: dict = {}
+    for code in blocks(ROOT / "docs" / "epll.md", "python"):
+        exec(compile(code, "epll.md", "exec"), names)
+    assert "after 20 steps" in capsys.readouterr().out
+    assert names["sharp"].shape == names["filled"].shape == (1, 24, 24)
 
 
 def test_makefile_commands_of_the_readme_exist():

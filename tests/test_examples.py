@@ -13,7 +13,10 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-ARGUMENTS = {"first_steps.py": ["--epochs", "2"]}
+ARGUMENTS = {
+    "first_steps.py": ["--epochs", "2"],
+    "restore_photograph.py": ["--steps", "2", "--side", "40"],
+}
 """Arguments that make each script short."""
 PARAMETERS = {"compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)"}
 """What takes the place of each notebook's cell that is tagged ``parameters``."""

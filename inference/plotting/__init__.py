@@ -1,6 +1,6 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
-from inference.plotting.curves import learning_curves
+from inference.plotting.curves import learning_curves, mode_search
 from inference.plotting.estimators import (
     cost_frontier,
     estimator_bias,
@@ -8,7 +8,7 @@ from inference.plotting.estimators import (
     estimator_variance,
     training_curves,
 )
-from inference.plotting.images import image_grid, reconstruction_grid, tile
+from inference.plotting.images import image_grid, reconstruction_grid, side_by_side, tile
 from inference.plotting.latents import latent_scatter, principal_plane
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
 
@@ -23,8 +23,10 @@ __all__ = [
     "learning_curves",
     "mixture_contours_2d",
     "mixture_density_1d",
+    "mode_search",
     "principal_plane",
     "reconstruction_grid",
+    "side_by_side",
     "tile",
     "training_curves",
 ]

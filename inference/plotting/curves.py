@@ -36,3 +36,32 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize=8)
     return figure
+
+
+def mode_search(
+    log_joint: Sequence[float],
+    quality: Sequence[float],
+    quality_label: str,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """The search for a mode: how likely the values are, and how good.
+
+    Args:
+        log_joint: at every step, nats.
+        quality: of the values at every step, on a scale of its own.
+        quality_label: name and unit of that scale.
+        levels: quality of other answers by name, drawn as lines across.
+    """
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(log_joint)
+    left.set_ylabel("log joint (nats)")
+    right.plot(quality, color="C2")
+    right.set_ylabel(quality_label)
+    for i, (name, level) in enumerate((levels or {}).items()):
+        right.axhline(level, linestyle="--", color=f"C{3 + i}", label=name)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+    if levels:
+        right.legend(fontsize=8)
+    return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -61,6 +62,26 @@ def reconstruction_grid(
     for start in range(0, len(originals), columns):
         pairs += [originals[start : start + columns], reconstructions[start : start + columns]]
     return _show(tile(np.concatenate(pairs), columns), title)
+
+
+def side_by_side(views: Mapping[str, Array], title: str = "") -> Figure:
+    """Images of one size beside each other, with their names.
+
+    Args:
+        views: (C, H, W) in [0, 1] by name; what lies outside is clipped.
+        title: above them.
+    """
+    height, width = next(iter(views.values())).shape[-2:]
+    lines = 1 + max(name.count("\n") for name in views) + (1.5 if title else 0.5)
+    figure = Figure(figsize=(4 * len(views), 4 * height / width + lines / 4), layout="constrained")
+    places = figure.subplots(1, len(views), squeeze=False)[0]
+    for axes, (name, image) in zip(places, views.items(), strict=True):
+        axes.imshow(tile(image[None], 1, pad=0), cmap="gray", vmin=0, vmax=1)
+        axes.set_axis_off()
+        axes.set_title(name, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
 
 
 def _show(sheet: Array, title: str) -> Figure:

@@ -17,7 +17,12 @@ MAX_LINES = 330
 
 FRAME = ("ppl_models.errors", "ppl_models.program")
 """Modules of ppl_models that every part of it may import."""
-MAY_KNOW_MODELS = {"inference/cli.py", "inference/commands.py", "inference/runs.py"}
+MAY_KNOW_MODELS = {
+    "inference/cli.py",
+    "inference/commands.py",
+    "inference/photo_commands.py",
+    "inference/runs.py",
+}
 
 
 def name_of(path: Path) -> str:

@@ -15,8 +15,10 @@ from inference.plotting import (
     image_grid,
     latent_scatter,
     learning_curves,
+    mode_search,
     principal_plane,
     reconstruction_grid,
+    side_by_side,
     tile,
 )
 from inference.report import format_number, png, to_images
@@ -238,3 +240,24 @@ def test_to_images_takes_grey_and_colour_images_alone(shape, expected):
 )
 def test_format_number(value, text):
     assert format_number(value) == text
+
+
+def test_side_by_side_names_and_clips_the_views():
+    views = {"noisy": np.full((1, 4, 6), 1.7), "clean": np.full((1, 4, 6), 0.5)}
+    figure = side_by_side(views, "title")
+    assert [axes.get_title() for axes in figure.axes] == ["noisy", "clean"]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert [image.shape for image in shown] == [(4, 6), (4, 6)]
+    assert shown[0].max() == 1.0
+    assert figure.get_suptitle() == "title"
+    assert png(figure)
+
+
+def test_mode_search_shows_likelihood_beside_quality():
+    figure = mode_search([1.0, 2.0, 3.0], [5.0, 6.0, 4.0], "PSNR (dB)", {"splitting": 7.0})
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == [1.0, 2.0, 3.0]
+    assert right.lines[0].get_ydata().tolist() == [5.0, 6.0, 4.0]
+    assert right.get_ylabel() == "PSNR (dB)"
+    assert right.get_legend().get_texts()[0].get_text() == "splitting"
+    assert mode_search([1.0], [2.0], "quality").axes[1].get_legend() is None

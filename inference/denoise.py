@@ -1,0 +1,135 @@
+"""Denoising of images, grey and colour, with the noise level given or estimated.
+
+Shapes: C H W image, C one or three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.image_quality import estimate_noise
+from inference.splitting import Report, anneal, split_half_quadratic
+from ppl_models.errors import PplError, UnknownNameError
+
+METHODS = ("splitting", "gradient")
+COLOURS = ("luminance", "channels")
+
+STRIDE, NUM_PAIRS = 3, 20
+"""The fast setting; what it costs in PSNR stands in docs/epll.md."""
+
+OPPONENT = (
+    (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3)),
+    (1 / math.sqrt(2), 0.0, -1 / math.sqrt(2)),
+    (1 / math.sqrt(6), -2 / math.sqrt(6), 1 / math.sqrt(6)),
+)
+"""Luminance and two colour differences of R, G, B: orthonormal, so white noise stays white."""
+
+
+def denoise(
+    make_program: Callable[[float], Any],
+    image: Tensor,
+    sigma: float | None = None,
+    *,
+    method: str = "splitting",
+    colour: str = "luminance",
+    stride: int = STRIDE,
+    num_pairs: int | None = NUM_PAIRS,
+    seed: int | None = 0,
+    callback: Report | None = None,
+) -> Tensor:
+    """Take white noise off an image.
+
+    Args:
+        make_program: from a noise scale to a restoration program, such as
+            ``ppl_models.epll.EPLL.denoiser()``.
+        image: (C, H, W) in [0, 1], C one or three, on any device.
+        sigma: noise scale in [0, 1] (25 grey levels are 25 / 255); estimated when left out.
+        method: ``splitting`` (half-quadratic, fast) or ``gradient`` (annealed gradient steps on
+            the program's log joint, exact mixture, slower).
+        colour: ``luminance`` (of three channels, luminance and two colour differences are
+            denoised, each with less noise than a channel has) or ``channels`` (R, G, B each).
+        stride: pixels between patches; 1 takes every patch.
+        num_pairs: for splitting, how many coordinates of a patch choose its component with their
+            covariances; None takes all.
+        seed: for splitting, shifts the grid of patches at random at each step, which makes up for
+            most of what a stride leaves out; None leaves it where it is.
+        callback: told of the progress.
+
+    Returns:
+        (C, H, W), clipped to [0, 1].
+
+    Raises:
+        PplError: the image is not (C, H, W), smaller than a patch, not finite or not in [0, 1];
+            σ is not positive; or an option has no such value.
+    """
+    check_image(image)
+    if method not in METHODS:
+        raise UnknownNameError("method", method, METHODS)
+    if colour not in COLOURS:
+        raise UnknownNameError("way with colour", colour, COLOURS)
+    noise_scale = estimate_noise(image) if sigma is None else float(sigma)
+    if not 0 < noise_scale < math.inf:
+        found = "estimated" if sigma is None else "given"
+        raise PplError(f"the noise level σ must be above 0 and finite; {found}: {noise_scale}")
+    rotation = _rotation(image) if colour == "luminance" else None
+    planes = image if rotation is None else torch.einsum("pc,chw->phw", rotation, image)
+    # The first row is the mean of the channels, so that planes are of the prior's contrast.
+    program = make_program(noise_scale * (1 if rotation is None else math.sqrt(1 / 3)))
+    if method == "gradient":
+        program.stride = stride
+        clean = anneal(program.to(image.device), planes, callback=callback)
+    else:
+        variances = list(program.observation.variances())
+        if stride > 1:
+            variances.append(variances[-1] / 2)  # one more look, at another grid of patches
+        clean = split_half_quadratic(
+            program.to(image.device),
+            planes,
+            variances=variances,
+            stride=stride,
+            num_pairs=num_pairs,
+            seed=seed,
+            callback=callback,
+        )
+    if rotation is not None:
+        clean = torch.einsum("pc,phw->chw", rotation * 3, clean)
+    return clean.clamp(0, 1)
+
+
+def add_noise(image: Tensor, sigma: float, seed: int = 0) -> Tensor:
+    """White noise of scale ``sigma`` on an image (C, H, W), neither clipped nor rounded."""
+    if not 0 < sigma < math.inf:
+        raise PplError(f"the noise level σ must be above 0 and finite; got {sigma}")
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(image.shape, generator=generator).to(image)
+    return image + sigma * noise
+
+
+def check_image(image: Tensor) -> None:
+    """Refuse what is no image.
+
+    Raises:
+        PplError: not (C, H, W) with one or three channels, not finite, or not in [0, 1].
+    """
+    if image.dim() != 3 or image.shape[0] not in (1, 3) or not image.is_floating_point():
+        raise PplError(
+            "an image must be floats (C, H, W) with one or three channels; got "
+            f"{image.dtype} {tuple(image.shape)}"
+        )
+    if not bool(image.isfinite().all()):
+        count = int((~image.isfinite()).sum())
+        raise PplError(f"{count} pixels of the image are NaN or infinite; mend them first")
+    low, high = float(image.min()), float(image.max())
+    if low < -2 or high > 3:  # noise goes beyond [0, 1], grey levels up to 255 go far beyond
+        raise PplError(f"pixels must be about [0, 1]; got [{low:.3g}, {high:.3g}]: divide first")
+
+
+def _rotation(image: Tensor) -> Tensor | None:
+    if len(image) == 1:
+        return None
+    return torch.tensor(OPPONENT, dtype=image.dtype, device=image.device) / math.sqrt(3)
