@@ -5,7 +5,7 @@ medians over rounds of the ratio within a round. Compiling is not counted, and t
 steps after which it has paid for itself.
 
     python benchmarks/svi_step.py [--rounds 20] [--steps 20] [--threads 2] [--device cpu]
-        [--cases mlp conv mixture iwae leave_one_out]
+        [--cases mlp conv mixture iwae leave_one_out evaluation]
 
 The arm of numpyro (``pip install numpyro``) is left out where it is not installed.
 """
@@ -24,11 +24,13 @@ from programs import ConvVAE, Mixture, PlainVAE
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from inference.compiled_weights import CompiledDensities
 from inference.devices import make_fabric
 from inference.elbo import Estimator, make_estimator
 from inference.handlers import KLWarmup
 from inference.priming import prime
 from inference.step import SVIStep
+from inference.weights import Take, evaluation_mode, repeat, run_densities
 from ppl_models import as_program
 from ppl_models.vae import VAE
 
@@ -189,17 +191,45 @@ def run(name: str, case: Case, args: Any) -> dict[str, Any]:
     }
 
 
+def evaluation(args: Any) -> dict[str, Any]:
+    """A block of an evaluation: 512 data, 32 particles each."""
+    program = as_program(VAE(likelihood="bernoulli").to(args.device))
+    batch = repeat({"x": (torch.rand(512, 1, 28, 28, device=args.device) > 0.8).float()}, 32)
+    takes: dict[str, Take] = {"compiled": CompiledDensities(), "eager": run_densities}
+
+    def arm(take: Take) -> Turn:
+        return repeated(lambda: take(program, batch, 32, None))
+
+    started = time.perf_counter()
+    with evaluation_mode(program), torch.no_grad():
+        takes["compiled"](program, batch, 32, None)
+        seconds = time.perf_counter() - started
+        device = torch.device(args.device)
+        turns = {name: synced(arm(take), device, 2) for name, take in takes.items()}
+        timed = interleave(turns, args.rounds, 1)
+    return {
+        "milliseconds_a_block": {k: round(v * 500, 1) for k, v in medians(timed).items()},
+        "compiled_to_eager": round(ratios(timed, "eager")["compiled"], 3),
+        "seconds_to_trace_and_compile": round(seconds, 1),
+    }
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cpu")
-    options.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    options.add_argument(
+        "--cases", nargs="*", default=[*CASES, "evaluation"], choices=[*CASES, "evaluation"]
+    )
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    results = {name: run(name, CASES[name], args) for name in args.cases}
+    results = {
+        name: evaluation(args) if name == "evaluation" else run(name, CASES[name], args)
+        for name in args.cases
+    }
     save(f"svi_step-{args.device}", vars(args) | {"batch": BATCH}, results)
 
 
