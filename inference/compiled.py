@@ -136,6 +136,8 @@ class CompiledStep:
                 )
             refuse_hooks(self.module)
             self.graphs.clear()
+            if self._step is not None and self._step.update is not None:
+                self._step.update.close()
             names, update = list(self.schedules()), update_of(self.optimizer)
             self._step = StepGraph(self.module, names, update, self.clip_grad_norm)
             self._signature = self._sign(self._step)
@@ -143,7 +145,8 @@ class CompiledStep:
 
     def forget_bad_steps(self) -> None:
         """Go on after steps that were not finite."""
-        if self._step is not None:
+        if self._step is not None and self._step.update is not None:
+            self._step.update.taken(-int(self._step.bad_steps))
             self._step.bad_steps.zero_()
 
     def _sign(self, step: StepGraph) -> tuple[Any, ...]:

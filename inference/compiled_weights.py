@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, fields
 from typing import Any
+from weakref import WeakSet
 
 import pyro
 from torch import Tensor, nn
@@ -52,6 +53,7 @@ class CompiledDensities:
         self.least = least
         self.graphs = GraphCache("the evaluation", "evaluation")
         self._rows: Counter[Hashable] = Counter()
+        self._run_before: WeakSet[Program] = WeakSet()
 
     @classmethod
     def asked(cls, compile: bool | str) -> CompiledDensities:
@@ -73,7 +75,10 @@ class CompiledDensities:
             return run_densities(*asked)
         modes = tuple(module.training for module in program.modules())
         key = (id(program), modes, shapes_of(batch), num_particles, num_data)
-        if key not in self.graphs and self._rows[key] < self.after:
+        # The first run makes what a program makes but once, such as a pyro.param.
+        wait = program not in self._run_before or self._rows[key] < self.after
+        if key not in self.graphs and wait:
+            self._run_before.add(program)
             self._rows[key] += rows
             return run_densities(*asked)
         graph = self.graphs.get(key, lambda: _Graph(*asked))
@@ -127,8 +132,6 @@ class _Graph:
         self, program: Program, batch: Batch, num_particles: int, num_data: int | None
     ) -> None:
         self.module = _Run(program, num_particles, num_data)
-        with failures("it cannot be run"), forked_rng():
-            self.module(batch)  # what it makes at its first run, such as a pyro.param, is there
         self.held = Held(self.module)
         flat = self._flat(batch)
         with pyro.validation_enabled(False):

@@ -167,10 +167,9 @@ def _without_mkldnn() -> Iterator[None]:
 
 def _refuse(changes: Changes, traced: GraphModule) -> None:
     """Refuse a program whose next run differs for a reason that is no tensor of its inputs."""
+    held = [*traced.buffers(), *traced.parameters()]  # where torch.fx keeps constants
     constants = {
-        value.untyped_storage().data_ptr()
-        for value in vars(traced).values()
-        if isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+        value.untyped_storage().data_ptr() for value in held if not isinstance(value, FakeTensor)
     }
     read = [n for n, t in changes.replaced.items() if t.untyped_storage().data_ptr() in constants]
     if found := changes.attributes + read:

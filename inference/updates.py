@@ -36,18 +36,31 @@ class Update(ABC):
             if parameter.requires_grad
         ]
         self.count = max(_counts(optimizer, [p for _, p in self.members]), default=0)
-        # Torch counts in a tensor a parameter; those follow when torch is to read them.
-        optimizer.register_step_pre_hook(self._write_count)
-        optimizer.register_step_post_hook(self._taken_by_torch)
-        optimizer.register_state_dict_pre_hook(self._write_count)
+        self._counter = self._shared_counter()
+        self._hook = optimizer.register_step_post_hook(self._taken_by_torch)
 
-    def _write_count(self, *args: Any) -> None:
-        for _, parameter in self.members:
-            if "step" in (state := self.optimizer.state.get(parameter, {})):
-                state["step"].fill_(self.count)
+    def _shared_counter(self) -> Tensor:
+        """One tensor for torch's counters, a number a parameter, so that one write sets all."""
+        states = [self.optimizer.state.get(p, {}) for _, p in self.members]
+        counters = [state["step"] for state in states if "step" in state]
+        if not counters:
+            return torch.zeros(0)
+        shared = torch.stack(counters)
+        for state, counter in zip(states, shared.unbind(0), strict=True):
+            state["step"] = counter
+        return shared
 
     def _taken_by_torch(self, *args: Any) -> None:
         self.count += 1
+
+    def taken(self, steps: int = 1) -> None:
+        """Steps were taken by the graph; or, if negative, they turned out to be none."""
+        self.count += steps
+        self._counter.fill_(self.count)
+
+    def close(self) -> None:
+        """Another takes its place."""
+        self._hook.remove()
 
     @classmethod
     def serves(cls, group: Group, state: dict[str, Any]) -> bool:
@@ -85,10 +98,6 @@ class Update(ABC):
     def numbers(self) -> list[float]:
         """The present numbers of all groups, for the step to come."""
         return [n for group in self.optimizer.param_groups for n in self.numbers_of(group)]
-
-    def taken(self) -> None:
-        """A step was taken by the graph."""
-        self.count += 1
 
     def __call__(
         self,
