@@ -40,7 +40,7 @@ class SetsAttribute(Base):
 
 
 def test_an_attribute_that_is_set_anew_is_refused_when_traced():
-    with pytest.raises(NotCompiledError, match="owner.average"):
+    with pytest.raises(NotCompiledError, match=r"owner\.average"):
         traced(ready(SetsAttribute), X)
 
 
