@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
@@ -10,15 +9,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from inference import commands, photo_commands
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
+from inference.parser import Parser, with_value
 from inference.report import format_number
 from inference.runs import FROM_DATA, options_for
 from inference.settings import SCHEDULES
@@ -54,35 +53,6 @@ USAGE = """usage: ppl COMMAND ...
 
 MODEL is a name of `ppl list`, package.module:Name, or file.py:Name. Every command takes --json
 and --help."""
-
-
-class Parser(ArgumentParser):
-    """A parser whose errors are :class:`PplError` and name near misses."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(exit_on_error=False, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise instead of exiting."""
-        raise PplError(self._with_near_misses(message)) from ex
-
-    def _with_near_misses(self, message: str) -> str:
-        options = [
-            s for a in self._actions for s in a.option_strings if s[:2] == "--" and s[-1] != "+"
-        ]
-        words = [w.split("=")[0].strip("'\",.") for w in message.split() if "--" in w]
-        unknown = [w for w in words if w.startswith("--") and w not in options]
-        near = difflib.get_close_matches(unknown[0], options, n=3, cutoff=0.6) if unknown else []
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        return f"{message.strip()}{hint} See {self.prog} --help."
-
-    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """Parse, with errors as :class:`PplError`."""
-        try:
-            parsed: Namespace = self.parse_args(list(argv))
-        except ArgumentError as error:
-            raise PplError(self._with_near_misses(str(error))) from error
-        return parsed.as_dict()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +136,7 @@ def _function_command(function: Callable[..., Any], name: str) -> Callable[[list
         parser.add_function_arguments(function, as_positional=True, skip=flags)
         for flag in sorted(map(str, flags)):
             parser.add_argument(f"--{flag}", action="store_true", help=_help_of(function, flag))
-        return function(**parser.parse(argv))
+        return function(**parser.parse(with_value("--compile", "true", argv)))
 
     return run
 
@@ -180,7 +150,7 @@ def _help_of(function: Callable[..., Any], option: str) -> str:
 def _train(argv: list[str]) -> Any:
     if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
         return _resume(argv)
-    parser, argv = _program_parser("train", _with_value("--compile", "true", argv))
+    parser, argv = _program_parser("train", with_value("--compile", "true", argv))
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     parser.add_argument(
@@ -195,14 +165,6 @@ def _train(argv: list[str]) -> Any:
     out, overwrite = config.pop("out"), config.pop("overwrite")
     folder = Path(out) if out else _free_folder(config["program"], config["data"])
     return commands.train(config, folder, overwrite=overwrite)
-
-
-def _with_value(option: str, value: str, argv: list[str]) -> list[str]:
-    """The arguments with a value after an option that stands there without one."""
-    found = []
-    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
-        found += [word, value] if word == option and after.startswith("--") else [word]
-    return found
 
 
 def _add_fit_options(parser: Parser) -> None:

@@ -84,6 +84,7 @@ class GraphCache:
         """The graph for this key, made if it is new; None: it cannot be made."""
         if self.failure is None and key not in self._graphs:
             started = time.monotonic()
+            log.info("compiling %s ...", self.what)
             try:
                 self._graphs[key] = make()
             except NotCompiledError as error:
@@ -246,8 +247,9 @@ def compile_graph(graph: GraphModule, flat: list[Tensor]) -> Compiled:
     Raises:
         NotCompiledError: inductor cannot compile it (there is no C++ compiler, say).
     """
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
+    with _no_word_of_cuda():
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx_inner
 
     patched = config.patch(fallback_random=True)
     with failures("inductor cannot compile it"), torch.no_grad(), patched, _no_warnings():

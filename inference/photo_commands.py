@@ -60,6 +60,7 @@ def denoise_photo(
         sigma=sigma,
         noisy_first=add_noise,
         reference=Path(reference) if reference else None,
+        also_read=[Path(prior)] if prior else [],
         picture=Path(picture) if picture else None,
         device=device,
         seed=seed,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def denoise_file(
     sigma: float | None,
     noisy_first: bool = False,
     reference: Path | None = None,
+    also_read: Sequence[Path] = (),
     picture: Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -47,6 +49,7 @@ def denoise_file(
         noisy_first: add noise of this scale before, as an experiment; the image itself is then
             the reference, if there is no other.
         reference: a clean image to compare with.
+        also_read: other files that must not be written over.
         picture: noisy, denoised and reference side by side; OUT_comparison.png when left out.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: of the added noise.
@@ -60,7 +63,11 @@ def denoise_file(
         PplError: what was asked for is impossible; nothing has been written.
     """
     picture = picture or out.with_name(f"{out.stem}_comparison.png")
-    check_outputs([out, picture], [photo, *([reference] if reference else [])])
+    check_outputs([out, picture], [photo, *([reference] if reference else []), *also_read])
+    if picture.suffix.lower() != ".png":
+        raise PplError(f"the picture is a PNG; {picture} has another ending")
+    if sigma is not None and not (math.isfinite(sigma) and sigma > 0):
+        raise PplError(f"sigma, in grey levels of 0 to 255, must be above 0; got {sigma:g}")
     source = read_photo(photo)
     check_format(out, source)
     check_image(source.pixels)

@@ -43,7 +43,7 @@ def grid_starts(
     last = length - size
     shift = 0
     if generator is not None and stride > 1:
-        shift = int(torch.randint(stride, (), generator=generator))
+        shift = min(last, int(torch.randint(stride, (), generator=generator)))
     starts = torch.arange(shift, last + 1, stride)
     return torch.unique(torch.cat([torch.tensor([0, last]), starts]))
 

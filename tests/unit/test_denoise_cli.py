@@ -82,7 +82,7 @@ def test_refusals(photo, tmp_path, capsys):
     cases = {
         "there is no image": ("denoise", tmp_path / "none.png", "--out", out),
         "is an input, which is never overwritten": ("denoise", photo, "--out", photo),
-        "σ must be above 0": ("denoise", photo, "--sigma", 0, "--out", out),
+        "must be above 0; got -3": ("denoise", photo, "--sigma", -3, "--out", out),
         "adding noise needs its scale": ("denoise", photo, "--add_noise", "--out", out),
         "must end in one of": ("denoise", photo, "--sigma", 5, "--out", tmp_path / "clean.xyz"),
         "holds 8 bits without alpha": ("denoise", photo, "--out", tmp_path / "clean.jpg"),
@@ -163,3 +163,13 @@ def test_image_sizes_may_differ_and_small_images_are_passed_over(tmp_path):
 def test_the_photographs_are_there():
     pytest.importorskip("skimage", reason="scikit-image is not installed")
     assert {"camera.png", "china.jpg"} <= {path.name for path in photograph_paths()}
+
+
+def test_a_prior_is_never_overwritten(photo, tmp_path, capsys):
+    prior = tmp_path / "prior.safetensors"
+    random_prior().save(prior)
+    before = prior.read_bytes()
+    words = ("denoise", photo, "--sigma", 10, "--out", tmp_path / "out.png", "--prior", prior)
+    assert "never overwritten" in refusal(capsys, *words, "--picture", prior)
+    assert "is a PNG" in refusal(capsys, *words, "--picture", tmp_path / "picture.jpg")
+    assert prior.read_bytes() == before

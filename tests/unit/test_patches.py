@@ -27,6 +27,17 @@ def test_random_grids_reach_both_borders_and_differ():
     assert len({tuple(g.tolist()) for g in grids}) > 1
 
 
+@pytest.mark.parametrize("length", range(8, 20))
+def test_random_grids_of_small_images(length):
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        for stride in range(1, 9):
+            starts = grid_starts(length, 8, stride, generator)
+            assert starts[0] == 0
+            assert starts[-1] == length - 8
+            assert (starts.diff() <= stride).all()
+
+
 def test_grid_refusals():
     with pytest.raises(PplError, match="7 pixels along one side, but a patch has 8"):
         grid_starts(7, 8)
