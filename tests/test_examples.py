@@ -60,8 +60,11 @@ def test_a_notebook_runs_from_top_to_bottom(name, monkeypatch):
     assert not [o for o in outputs(notebook) if o["output_type"] == "stream" and o.name == "stderr"]
 
 
+PARTS_OF_BENCHMARKS = {"harness.py", "numpyro_arm.py", "programs.py"}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
 def test_benchmarks_compile_and_say_how_they_run(path):
     text = path.read_text()
     compile(text, str(path), "exec")
-    assert path.name == "harness.py" or f"python benchmarks/{path.name}" in text
+    assert path.name in PARTS_OF_BENCHMARKS or f"python benchmarks/{path.name}" in text
