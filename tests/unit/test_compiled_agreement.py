@@ -34,7 +34,8 @@ def assert_agreement(step, x):
     # A gradient that is zero but for rounding (a bias before batch norm) is as good.
     floor = 0.01 * max(float(g.abs().max()) for g in theirs[3 : 3 + count])
     for name, a, b in zip(names, ours, theirs, strict=False):
-        gap, size = float((a - b).abs().max()), float(b.abs().max())
+        gap = float((a.double() - b.double()).abs().max())
+        size = float(b.double().abs().max())
         assert gap <= TOLERANCE.get(b.dtype, 0.0) * max(size, floor), (name, gap, size)
 
 
