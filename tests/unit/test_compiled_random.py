@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyro import poutine
 from torch import nn
@@ -166,15 +165,14 @@ def trained(recipe: Recipe, compile: bool) -> dict[str, torch.Tensor]:
     max_examples=50,
     derandomize=True,
     database=None,
+    phases=[Phase.generate],  # a failure is told as it is: making it smaller takes an hour
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
 @given(recipe=recipes())
-def test_compiled_training_ends_where_eager_training_does(recipe, caplog):
-    with caplog.at_level(logging.WARNING):
-        caplog.clear()
-        ours, theirs = (trained(recipe, compile) for compile in (True, False))
-    assert "without compiling" not in caplog.text
+def test_compiled_training_ends_where_eager_training_does(recipe):
+    """Also where the check finds draws in another order, and the run goes on eagerly."""
+    ours, theirs = (trained(recipe, compile) for compile in (True, False))
     # A rounding error in a gradient near zero is one in the direction of Adam's step (0.01).
     exact = {"rtol": 1e-3, "atol": 1e-4} if recipe.precision == "32" else {"rtol": 1e-9}
     for name, value in theirs.items():
