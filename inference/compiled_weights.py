@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inference.densities import SiteDensities
-from inference.elbo.base import forked_rng
 from inference.graphs import (
     Compiled,
     GraphCache,
@@ -165,7 +164,7 @@ class _Graph:
         eager, outcomes = self._function(batch), []
         for run in (self.compiled, lambda flat: eager(*flat)):
             flat = [value.clone() for value in self._flat(batch)]
-            with failures("it cannot be run"), forked_rng(), unchanged(self.module.program):
+            with failures("it cannot be run"), unchanged(self.module.program):
                 outcomes.append([*run(list(flat)), *flat[: len(self.held.names())]])
         assert self.module.layout is not None
         names = [n for part in self.module.layout.names.values() for n in part]

@@ -80,8 +80,7 @@ class StepGraph:
         self.updated = [] if update is None else [names[id(p)] for p in update.parameters]
         self._slots = [] if update is None else update.tensors
         self._fixed = [
-            *self.held.trained.values(),
-            *self.held.kept.values(),
+            *self.held.tensors(),
             *(t for slots in self._slots for t in slots),
             self.numbers,
             self.rates,

@@ -29,12 +29,7 @@ class Update(ABC):
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.members = [
-            (group, parameter)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.requires_grad
-        ]
+        self.members = _members(optimizer)
         self.count = max(_counts(optimizer, [p for _, p in self.members]), default=0)
         self._counter = self._shared_counter()
         self._hook = optimizer.register_step_post_hook(self._taken_by_torch)
@@ -234,12 +229,7 @@ UPDATES: dict[type, tuple[type[Update], ...]] = {
 
 def update_of(optimizer: torch.optim.Optimizer) -> Update | None:
     """The update of an optimizer that has taken a step, or None: it is left to torch."""
-    members = [
-        (group, parameter)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.requires_grad
-    ]
+    members = _members(optimizer)
     counts = _counts(optimizer, [p for _, p in members])
     plain = not any(p.is_complex() for _, p in members)
     if _is_hooked(optimizer) or len(counts) > 1 or not plain:
@@ -248,6 +238,16 @@ def update_of(optimizer: torch.optim.Optimizer) -> Update | None:
         if all(candidate.serves(group, optimizer.state.get(p, {})) for group, p in members):
             return candidate(optimizer)
     return None
+
+
+def _members(optimizer: torch.optim.Optimizer) -> list[tuple[Group, Tensor]]:
+    """The parameters that are trained, each with its group."""
+    return [
+        (group, parameter)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    ]
 
 
 def _counts(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> set[int]:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from unit.test_compiled_review import (
     Base,
     X,
+    adam,
     assert_close,
     assert_compiled_alike,
     assert_refused,
@@ -74,8 +75,8 @@ def test_a_bad_step_is_told_as_it_was_however_late(every):
     torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-6)
 
 
-def test_training_goes_on_after_a_bad_step_that_was_caught():
-    steps = [ready(Base, compile=c, make_optimizer=sgd) for c in (None, bool)]
+def assert_training_goes_on_after_a_bad_step(make_optimizer):
+    steps = [ready(Base, compile=c, make_optimizer=make_optimizer) for c in (None, bool)]
     for step in steps:
         seed_all(1)
         with taking(step), graphs_run_as_traced():
@@ -89,6 +90,17 @@ def test_training_goes_on_after_a_bad_step_that_was_caught():
     assert compiled.compiled.failure is None
     for ours, theirs in zip(compiled.parameters, eager.parameters, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    return steps
+
+
+def test_training_goes_on_after_a_bad_step_that_was_caught():
+    assert_training_goes_on_after_a_bad_step(sgd)
+
+
+def test_a_bad_step_that_was_caught_is_not_counted():
+    steps = assert_training_goes_on_after_a_bad_step(adam)
+    mine, its = (step.optimizer.state_dict()["state"] for step in steps)
+    torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
 
 
 class Normed(Base):

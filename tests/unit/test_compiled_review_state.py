@@ -11,7 +11,6 @@ from compiled_helpers import traced
 from unit.test_compiled_review import (
     Base,
     X,
-    adam,
     assert_close,
     assert_compiled_alike,
     assert_refused,
@@ -20,13 +19,10 @@ from unit.test_compiled_review import (
     ready,
     run,
     said,
-    seed_all,
-    taking,
 )
 
 from inference import evaluate
 from inference.graphs import NotCompiledError
-from inference.nonfinite import NonFiniteLossError
 from ppl_models import as_program
 
 
@@ -147,23 +143,3 @@ def test_a_parameter_whose_data_are_replaced_is_followed(often, caplog):
     assert_close(compiled, eager)
     (message,) = said(caplog)
     assert "parameters are replaced" in message
-
-
-@pytest.mark.parametrize("make_optimizer", [adam])
-def test_training_goes_on_after_a_bad_step_that_was_caught(make_optimizer):
-    steps = [ready(Base, compile=c, make_optimizer=make_optimizer) for c in (None, bool)]
-    for step in steps:
-        seed_all(1)
-        with taking(step), graphs_run_as_traced():
-            for batch in (X, X, X):
-                step({"x": batch})
-            with pytest.raises(NonFiniteLossError):
-                step({"x": X * torch.nan})
-            for batch in (X, X, X):
-                step({"x": batch})
-    eager, compiled = steps
-    assert compiled.compiled.failure is None
-    for ours, theirs in zip(compiled.parameters, eager.parameters, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    mine, its = (step.optimizer.state_dict()["state"] for step in steps)
-    torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
