@@ -1,18 +1,24 @@
-"""Device, precision and loggers of a run, through Lightning Fabric."""
+"""Device, precision and loggers of a run, through Lightning Fabric.
+
+Fabric is imported when the first run is made: it brings torch's compiler with it, which takes
+longer than everything else that a command needs to answer.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.loggers import Logger
 
 from ppl_models.errors import PplError, UnknownNameError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.loggers import Logger
 
 PRECISIONS = {"32": "32-true", "64": "64-true", "bf16": "bf16-mixed"}
 """Names that ``fit`` takes, and Fabric's."""
@@ -32,6 +38,8 @@ def make_fabric(
         UnknownNameError: another device or precision.
         PplError: CUDA is asked for where there is none.
     """
+    from lightning_fabric import Fabric
+
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
     kind, _, index = device.partition(":")

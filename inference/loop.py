@@ -6,11 +6,10 @@ import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from lightning_fabric import Fabric
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
@@ -29,6 +28,9 @@ from inference.validation import Validator
 from inference.weights import batch_size
 from ppl_models.errors import PplError
 from ppl_models.program import Program
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 

@@ -52,9 +52,3 @@ class MetricsFile(Logger):
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
         lines = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``metrics.jsonl``; none if there is no such file."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from inference.checkpoint import write_atomically
 from inference.devices import isolated_rng
-from inference.metrics import read_metrics
 from inference.mixture_pictures import CAPTIONS as MIXTURE_CAPTIONS
 from inference.mixture_pictures import mixture_figures
 from inference.plotting import (
@@ -29,7 +28,7 @@ from inference.plotting import (
     learning_curves,
     reconstruction_grid,
 )
-from inference.runs import Run
+from inference.runs import Run, read_metrics
 from inference.sampling import encode, reconstruct, sample
 from inference.weights import batch_size
 from ppl_models.errors import PplError

@@ -237,3 +237,9 @@ def load_run(
     load_parameters(program, state, path)
     program.eval()
     return Run(folder, config, program, data, state["position"]["epoch"])
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; none if there is no such file."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

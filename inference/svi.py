@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_fabric.loggers import Logger
 from pyro.infer import ELBO
 
 from inference.data.dataset import DataSet, as_dataset
@@ -20,7 +19,6 @@ from inference.elbo.checks import require_enumeration
 from inference.elbo.traces import Traces
 from inference.em.start import start_untouched
 from inference.loop import LAST, TrainingLoop
-from inference.metrics import MetricsFile
 from inference.priming import (
     check_data,
     check_fields_named,
@@ -36,6 +34,9 @@ from inference.vectorize import choose_vectorization
 from inference.weights import batch_size as batch_size_of
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
+
+if TYPE_CHECKING:
+    from lightning_fabric.loggers import Logger
 
 
 @dataclass(repr=False)
@@ -192,6 +193,8 @@ def _run_loggers(folder: Path | None, tensorboard: bool, resume: bool) -> list[L
         if tensorboard:
             raise PplError("tensorboard needs a run_dir to write to")
         return []
+    from inference.metrics import MetricsFile  # with Fabric, which is slow to import
+
     found: list[Logger] = [MetricsFile(folder)]
     if tensorboard:
         from lightning_fabric.loggers import TensorBoardLogger

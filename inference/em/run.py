@@ -14,7 +14,6 @@ from inference.data.dataset import DataSet
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.em.fit import EMResult, EMState, fit_em
 from inference.em.program import as_mixture
-from inference.metrics import MetricsFile
 from inference.progress import Progress
 from inference.runs import versions
 from inference.signals import StopRequest, TrainingInterrupted, stop_on_signals
@@ -82,6 +81,8 @@ class _Keeper:
     """Writes down every iteration."""
 
     def __init__(self, folder: Path, program: Program, data: DataSet, bar: Progress) -> None:
+        from inference.metrics import MetricsFile  # with Fabric, which is slow to import
+
         self.folder = folder
         self.program = program
         self.num_data = len(data.train)

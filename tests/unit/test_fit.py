@@ -15,7 +15,7 @@ from pyro.infer import TraceEnum_ELBO, TraceGraph_ELBO
 from inference import evaluate, fit, from_tensors
 from inference.data import DataSet, StreamSplit
 from inference.devices import seed_all
-from inference.metrics import read_metrics
+from inference.runs import read_metrics
 
 
 def quick(program, data, **options):

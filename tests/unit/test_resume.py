@@ -20,8 +20,8 @@ from programs import tiny_images, tiny_vae
 from inference import fit, from_tensors
 from inference.data import binarize_data
 from inference.elbo import AnalyticKL
-from inference.metrics import read_metrics
 from inference.progress import Progress
+from inference.runs import read_metrics
 from inference.signals import TrainingInterrupted
 from inference.validation import Validator
 from ppl_models import PplError
