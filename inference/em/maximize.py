@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.em.statistics import Mixture, Statistics
+from inference.em.statistics import Mixture, Statistics, add_floor
 
 
-def maximize(stats: Statistics, old: Mixture, floor: float, prior: Any = None) -> Mixture:
+def maximize(stats: Statistics, old: Mixture, floor: Tensor, prior: Any = None) -> Mixture:
     """The mixture that the statistics ask for.
 
     Args:
         stats: of all data.
         old: the mixture that they were taken under; a component without data keeps its
             parameters.
-        floor: added to the variances where there is no prior.
+        floor: (D,) or (1,), added to the variances where there is no prior.
         prior: a :class:`~ppl_models.mixture_prior.ConjugatePrior`, or None.
     """
     alpha = 1.0 if prior is None else prior.concentration
@@ -91,13 +91,6 @@ def _keep_empty(
     if old.kind != "tied":
         covariances = torch.where(_per_component(empty, covariances), old.covariances, covariances)
     return locs, covariances
-
-
-def add_floor(covariances: Tensor, kind: str, floor: float) -> Tensor:
-    """Covariances with ``floor`` added to every variance."""
-    if kind in ("full", "tied"):
-        return covariances + floor * torch.eye(covariances.shape[-1]).to(covariances)
-    return covariances + floor
 
 
 def _mode(scatter: Tensor, stats: Statistics, old: Mixture, prior: Any, with_locs: bool) -> Tensor:
