@@ -22,9 +22,9 @@ from sklearn.mixture import GaussianMixture as Peer
 from torch import Tensor
 
 from inference.em import Rows, fit_em
+from inference.em.e_step import choose_step, one_pass
 from inference.em.maximize import maximize
 from inference.em.program import floor_of, read
-from inference.em.e_step import choose_step, one_pass
 from ppl_models.gmm import GaussianMixture, Moments
 
 DIM = 64

@@ -25,12 +25,14 @@ from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Program
 
 METHODS = ("em", "svi", "map")
-UPDATES = 3000
-"""Steps of gradient descent, at least."""
+UPDATES, PASSES = 1000, 10
+"""Steps of gradient descent, and passes over the data, at least."""
 BATCH = 500
-"""Data a step of gradient descent."""
+"""Data a step of gradient descent, at most; of few data it is a tenth."""
 EXACT = 1000.0
 """Data further from zero than so many times their range are taken in float64."""
+SMALLEST = 1e-9
+"""So are those of a smaller range: cubes and fourth powers have to fit."""
 THEIR_NAMES = {
     "n_components": "num_components",
     "covariance_type": "covariance",
@@ -107,7 +109,6 @@ class FittedMixture:
         return self.program.owner.aic(_take(x))
 
 
-
 def _take(x: Any) -> Tensor:
     """Data as a tensor, checked."""
     data = to_tensor(x)
@@ -169,6 +170,7 @@ def fit_mixture(
         raise UnknownNameError("method", method, METHODS)
     _check_options(method, options)
     num_components = whole_number("num_components", num_components)
+    seed = whole_number("seed", seed, 0)
     data = _exact(_take(x))
     if method == "map" and prior is None:
         prior = default_prior(data.reshape(len(data), -1), num_components, covariance)
@@ -195,11 +197,11 @@ def _by_gradients(
 ) -> FittedMixture:
     """By :func:`inference.fit`, from EM's start."""
     x = data.train.tensors["x"]  # type: ignore[attr-defined]
-    size = options.get("batch_size", BATCH)
+    size = options.get("batch_size", max(10, min(BATCH, math.ceil(len(x) / 10))))
     defaults: dict[str, Any] = {
-        "epochs": math.ceil(UPDATES / math.ceil(len(x) / size)),
+        "epochs": max(PASSES, math.ceil(UPDATES / math.ceil(len(x) / size))),
         "batch_size": size,
-        "learning_rate": 1e-2,
+        "learning_rate": 0.05,
         "lr_schedule": "cosine",
         "precision": "64" if x.dtype == torch.float64 else "32",
         "keep": "last",
@@ -226,13 +228,15 @@ def _check_options(method: str, options: dict[str, Any]) -> None:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """Data in float64 if they are so far from zero that float32 rounds their spread away."""
+    """Data in float64 if float32 rounds their spread away, or cannot hold its powers."""
     if x.dtype == torch.float64:
         return x
     flat = x.reshape(len(x), -1)
     low, high = flat.amin(0).double(), flat.amax(0).double()
-    far = torch.maximum(low.abs(), high.abs()) > EXACT * (high - low)
-    return x.double() if bool((far & (high > low)).any()) else x
+    extent = high - low
+    far = torch.maximum(low.abs(), high.abs()) > EXACT * extent
+    extreme = (extent > 1 / SMALLEST) | (extent < SMALLEST)
+    return x.double() if bool(((far | extreme) & (extent > 0)).any()) else x
 
 
 def default_prior(x: Tensor, num_components: int, covariance: str = "full") -> dict[str, Any]:

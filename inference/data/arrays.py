@@ -37,6 +37,8 @@ def to_tensor(data: Any, where: str = "data") -> Tensor:
 
 
 def _to_array(data: Any, where: str) -> np.ndarray:
+    if data is None:
+        raise PplError(f"{where}: expected numbers in an array (N, ...), got None")
     if hasattr(data, "toarray"):
         raise PplError(f"{where}: sparse arrays are not taken; give a dense one (.toarray())")
     try:
@@ -49,7 +51,9 @@ def _to_array(data: Any, where: str) -> np.ndarray:
             "leave out text, fill in what is missing, give all rows one length"
         ) from error
     if array.dtype.kind not in "biufc":
-        raise PplError(f"{where}: expected numbers, got {array.dtype}; leave out or encode the rest")
+        raise PplError(
+            f"{where}: expected numbers, got {array.dtype}; leave out or encode the rest"
+        )
     return array
 
 

@@ -27,6 +27,8 @@ class MixtureProgram(Protocol):
     set_moments: Callable[..., Any]
     set_unit: Callable[..., Any]
     log_prior: Callable[..., Any]
+    log_prob: Callable[..., Any]
+    num_free_parameters: int
     responsibilities: Callable[..., Any]
     sample: Callable[..., Any]
     started: Tensor

@@ -74,7 +74,6 @@ class Rows:
         check_finite(FIELD, kept, "data")
         return kept
 
-
     def distinct(self, most: int) -> Tensor:
         """The first distinct rows, at most so many, in one pass."""
         found = torch.empty(0)

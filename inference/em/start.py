@@ -124,12 +124,18 @@ def scales_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         x: the data, in float64.
         dtype: that they came in, whose rounding is no variation.
+
+    Raises:
+        PplError: their variances over- or underflow.
     """
     spread = x.std(0, correction=0)
     known = spread > _finest(x, dtype)
     known = known if bool(known.any()) else spread > 0
-    if not bool(known.any()):
-        return torch.ones_like(spread)
+    if not bool(known.any()) or not bool(spread.isfinite().all()):
+        raise PplError(
+            f"the squares of data from {float(x.min()):g} to {float(x.max()):g} leave what float64 "
+            "can hold; give the data in another unit"
+        )
     return torch.where(known, spread, spread[known].square().mean().sqrt())
 
 

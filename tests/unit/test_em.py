@@ -216,18 +216,49 @@ def test_an_empty_component_is_given_half_of_the_heaviest():
     assert found.converged
 
 
-def test_a_component_on_a_single_point_is_taken_off_it():
+def on_an_outlier() -> tuple[GaussianMixture, torch.Tensor]:
+    """A mixture with a component on a single datum, far from all others."""
     x = blobs(300)
     mixture = started(x, 3, "full")
-    x[7] = 50.0  # far from all
+    x[7] = 50.0
     weights, locs, covariances = mixture.moments()
     locs[2], covariances[2] = x[7], 1e-6 * torch.eye(2)
     mixture.set_moments(weights, locs, covariances)
+    return mixture, x
+
+
+def test_a_component_on_a_single_point_is_taken_off_it():
+    mixture, x = on_an_outlier()
     found = fit_em(mixture, x, start="current")
     assert (found.repairs[0].component, found.repairs[0].reason) == (2, "collapsed")
     # The outlier may draw it back: after three repairs it is left where the data want it.
     assert sum(r.component == 2 for r in found.repairs) <= 3
     assert found.converged
+
+
+def test_the_best_parameters_are_given_back_and_not_those_after_a_repair():
+    mixture, x = on_an_outlier()
+    fit_em(mixture, x, start="current")  # with a component on the outlier: the best there is
+    kept = []
+    found = fit_em(mixture, x, start="current", max_iterations=1, callback=kept.append)
+    assert [r.component for r in found.repairs] == [2]
+    assert found.history[1] < found.history[0]
+    assert found.best_iteration == 0
+    assert found.log_likelihood == max(found.history)
+    assert float(mixture.log_prob(x).mean().detach()) == pytest.approx(found.log_likelihood)
+    # Taken up again after the repair, a run knows what was before it.
+    with torch.no_grad():
+        mixture.raw_locs.mul_(0.0)
+    again = fit_em(mixture, x, max_iterations=1, state=EMState.from_dict(kept[0].to_dict()))
+    assert again.log_likelihood == found.log_likelihood
+    assert float(mixture.log_prob(x).mean().detach()) == pytest.approx(found.log_likelihood)
+
+
+def test_a_falling_objective_is_not_taken_for_converged():
+    state = EMState(2, history=[1.0, 2.0, 1.5], objective=[1.0, 2.0, 1.5])
+    assert not fit._has_converged(state, 1e-3)
+    state.objective[-1] = 2.0 - 1e-4
+    assert fit._has_converged(state, 1e-3)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal", "spherical"])
