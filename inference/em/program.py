@@ -18,6 +18,7 @@ class MixtureProgram(Protocol):
 
     num_components: int
     dim: int
+    x_shape: tuple[int, ...]
     covariance: str
     zero_mean: bool
     floor: Tensor

@@ -26,8 +26,8 @@ def start_mixture(program: Any, rows: Rows, how: str = "auto", seed: int = 0) ->
     """Set a mixture's parameters from a sample of the data.
 
     The mixture's unit becomes the spread of the data within the clusters that were found, dimension
-    by dimension: the data's own scale, in whatever units they are and however far apart the
-    clusters.
+    by dimension (of an image: over all its elements): the data's own scale, in whatever units they
+    are and however far apart the clusters.
 
     Args:
         program: a Gaussian mixture; is changed.
@@ -52,7 +52,10 @@ def start_mixture(program: Any, rows: Rows, how: str = "auto", seed: int = 0) ->
     find = _clusters if how == "kmeans++" else neighbourhoods
     members = find(scaled, program.num_components, seed)
     found, within = moments_of(sample, members, program.covariance, program.zero_mean)
-    program.set_unit(torch.where(within > _finest(sample, rows.dtype), within, spread))
+    unit = torch.where(within > _finest(sample, rows.dtype), within, spread)
+    if len(program.x_shape) > 1:  # the elements of an image are all in one unit
+        unit = unit.square().mean().sqrt().expand_as(unit)
+    program.set_unit(unit)
     covariances = add_floor(found.covariances, found.kind, floor_of(program))
     program.set_moments(found.weights, found.locs, covariances)
 

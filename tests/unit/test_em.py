@@ -238,7 +238,12 @@ def test_a_component_on_a_single_point_is_taken_off_it():
 
 def test_the_best_parameters_are_given_back_and_not_those_after_a_repair():
     mixture, x = on_an_outlier()
-    fit_em(mixture, x, start="current")  # with a component on the outlier: the best there is
+    rest = x[torch.arange(300) != 7]
+    two = fit_em(started(rest, 2, "full"), rest).program.owner.moments()
+    one = mixture.moments()  # whose last component is on the outlier: the best there is
+    weights = torch.cat([two.weights * 299 / 300, torch.tensor([1 / 300]).double()])
+    parts = (torch.cat([two[i], one[i][2:]]) for i in (1, 2))
+    mixture.set_moments(weights, *parts)
     kept = []
     found = fit_em(mixture, x, start="current", max_iterations=1, callback=kept.append)
     assert [r.component for r in found.repairs] == [2]
@@ -302,6 +307,31 @@ def test_a_component_without_data_keeps_its_place_in_the_m_step():
     found = maximize(sums, old, torch.zeros(2).double())
     torch.testing.assert_close(found.locs[1], old.locs[1])
     torch.testing.assert_close(found.covariances[1], old.covariances[1])
+
+
+@pytest.mark.parametrize("kind", ["full", "tied", "diagonal"])
+def test_a_covariance_that_rounding_took_below_zero_is_lifted_to_the_floor(kind):
+    """Statistics as float32 may leave them: a variance of −1e-6 along one direction."""
+    axes = torch.tensor([[0.6, 0.8], [-0.8, 0.6]]).double()
+    below = axes @ torch.diag(torch.tensor([1.0, -1e-6]).double()) @ axes.mT
+    second = {"full": below[None], "tied": below, "diagonal": torch.tensor([[1.0, -1e-6]])}[kind]
+    zeros = torch.zeros(1, 2).double()
+    covariances = {"full": torch.eye(2)[None], "tied": torch.eye(2), "diagonal": torch.ones(1, 2)}
+    old = Mixture(torch.ones(1).double(), zeros, covariances[kind].double(), kind, False)
+    sums = Statistics(zeros, torch.ones(1).double(), zeros, second.double(), 0.0, 1)
+    floor = torch.tensor([1e-8, 4e-8]).double()
+    found = maximize(sums, old, floor).covariances
+    dense = torch.diag_embed(found) if kind == "diagonal" else found
+    in_floors = torch.linalg.eigvalsh(dense / (floor[:, None] * floor).sqrt())
+    assert float(in_floors.min()) > 0.999
+    assert float(torch.linalg.eigvalsh(dense).max()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_full_covariances_of_images_in_float32_stay_positive():
+    """Digits have constant pixels, and components of fewer data than dimensions."""
+    x = torch.tensor(load_digits().images[:1400, None] / 16).float()
+    found = fit_em(GaussianMixture((1, 8, 8), 20), x, max_iterations=10)
+    assert np.isfinite(found.log_likelihood)
 
 
 NAN = blobs(20)
