@@ -1,6 +1,6 @@
 """The E-step: log-likelihood and sufficient statistics of a mixture, in one pass over batches.
 
-With quadratic features φ(y) = (y_i y_j for i ≤ j, y_i, 1) of a datum y, the log densities of all
+With quadratic features φ(y) = (y_i y_j for i ≤ j, y_i) of a datum y, the log densities of all
 components are one matrix product with φ, and all their moments are another, of the
 responsibilities with φ. The features are taken in coordinates in which the mixture as a whole is
 white and centred, so that little is lost to cancellation; where still too much would be (tight
@@ -95,21 +95,22 @@ class FeatureStep(EStep):
         linear = (precisions @ locs.unsqueeze(-1)).squeeze(-1)
         log_det = inverse.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = self.constant + log_det - 0.5 * (linear * locs).sum(-1)
-        parts = [-0.5 * pack_symmetric(precisions, 2.0), linear, constant.unsqueeze(-1)]
-        if mixture.zero_mean:
-            del parts[1]
+        self.constant = constant.unsqueeze(-1).to(dtype)  # (K, 1)
+        parts = [-0.5 * pack_symmetric(precisions, 2.0)] + [linear] * (not mixture.zero_mean)
         self.coefficients = torch.cat(parts, dim=1).to(dtype)  # (K, F)
         self.rows_per_chunk = max(64, CHUNK // self.coefficients.shape[1])
         self.num_pairs = dim * (dim + 1) // 2
         self.error = torch.finfo(dtype).eps * self._amplification(precisions, locs)
         self._buffer = torch.empty(0)
         self.sums = torch.zeros_like(self.coefficients, dtype=torch.float64)
+        self.counts = torch.zeros_like(mixture.weights)
 
     def _amplification(self, precisions: Tensor, locs: Tensor) -> float:
         """How much larger the terms of a log density are than their sum, at worst."""
-        spread = self.white.double().mT @ self.mixture.covariances @ self.white.double()
-        size = (spread.diagonal(dim1=-2, dim2=-1) + locs.square()).sqrt()  # (K, D)
-        return float(torch.einsum("kij,ki,kj->k", precisions.abs(), size, size).max())
+        white = self.white.double()
+        variances = ((self.mixture.covariances @ white) * white).sum(-2)
+        size = (variances + locs.square()).sqrt().unsqueeze(-1)  # (K, D, 1)
+        return float((size.mT @ precisions.abs() @ size).max())
 
     def features(self, x: Tensor) -> Tensor:
         """φ of rows (n, D), (F, n)."""
@@ -119,17 +120,17 @@ class FeatureStep(EStep):
             self._buffer = y.new_empty(shape)
         pairs = fill_pair_products(y, self._buffer)
         if not self.mixture.zero_mean:
-            self._buffer[pairs:-1] = y
-        self._buffer[-1] = 1.0
+            self._buffer[pairs:] = y
         return self._buffer
 
     def log_joint(self, x: Tensor) -> Tensor:
         """One product with the features, which stay in the buffer."""
-        return self.coefficients @ self.features(x)
+        return torch.addmm(self.constant, self.coefficients, self.features(x))
 
     def collect(self, x: Tensor, resp: Tensor) -> None:
         """Another product with the same features."""
         self.sums += resp @ self._buffer.mT
+        self.counts += resp.sum(1, dtype=torch.float64)
 
     def finish(self) -> Statistics:
         """The statistics, back in the coordinates of the data."""
@@ -137,10 +138,10 @@ class FeatureStep(EStep):
         second = unpack_symmetric(self.sums[:, : self.num_pairs], dim)
         first = self.sums.new_zeros(num, dim)
         if not self.mixture.zero_mean:
-            first = self.sums[:, self.num_pairs : -1]
+            first = self.sums[:, self.num_pairs :]
         return Statistics(
             self.mean.double().expand(num, dim),
-            self.sums[:, -1],
+            self.counts,
             first @ self.back,
             self.back.mT @ second @ self.back,
             float(self.log_likelihood),
@@ -200,7 +201,7 @@ class DifferenceStep(EStep):
                 self.second[k if self.mixture.kind == "full" else 0] += weighed.mT @ away
             else:
                 self.second[k] += weighed.mul_(away).sum(0)
-        self.counts += resp.sum(1)
+        self.counts += resp.sum(1, dtype=torch.float64)
 
     def finish(self) -> Statistics:
         """The statistics, about the locs."""
@@ -227,7 +228,8 @@ def inverse_factors(covariances: Tensor) -> Tensor:
             "positive definite: give a larger floor (min_scale), a structure with fewer numbers "
             "(diagonal), fewer components or more data; patches want to be dequantized"
         )
-    return torch.linalg.inv(factor)
+    eye = torch.eye(factor.shape[-1]).to(factor)
+    return torch.linalg.solve_triangular(factor, eye, upper=False)
 
 
 def choose_step(mixture: Mixture, dtype: torch.dtype) -> EStep:

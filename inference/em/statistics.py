@@ -83,6 +83,8 @@ class Statistics:
     def about(self, origin: Tensor, kind: str) -> Statistics:
         """The same about another origin (K, D), for this structure of the covariances."""
         shift = self.origin - origin
+        if not bool(shift.any()):
+            return self
         # Σ r (a + s)(a + s)ᵀ = Σ r a aᵀ + (first + counts s / 2) sᵀ + its transpose
         half = self.first + 0.5 * self.counts.unsqueeze(-1) * shift
         if kind == "full":
