@@ -46,7 +46,7 @@ def test_gradient_descent_by_its_defaults_reaches_em_s_log_likelihood(load, num,
     assert svi.log_likelihood > em.log_likelihood - 0.005 * abs(em.log_likelihood)
     assert svi.log_prob(x).mean() == pytest.approx(svi.log_likelihood, rel=1e-6)
     assert em.converged
-    assert em.history[-1] == em.log_likelihood > em.history[0]
+    assert max(em.history) == em.log_likelihood > em.history[0]
 
 
 def test_gradient_descent_does_not_leave_the_optimum_of_em():
