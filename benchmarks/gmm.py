@@ -22,9 +22,9 @@ from sklearn.mixture import GaussianMixture as Peer
 from torch import Tensor
 
 from inference.em import Rows, fit_em
+from inference.em.e_step import choose_step, one_pass
 from inference.em.maximize import maximize
-from inference.em.program import read
-from inference.em.statistics import choose_step, one_pass
+from inference.em.program import floor_of, read
 from ppl_models.gmm import GaussianMixture, Moments
 
 DIM = 64
@@ -53,7 +53,7 @@ def ours(x: Tensor, start: Moments) -> Callable[[], None]:
     def iteration() -> None:
         program.set_moments(*start)
         mixture = read(program)
-        found = maximize(one_pass(mixture, rows.batches(), x.dtype), mixture, FLOOR)
+        found = maximize(one_pass(mixture, rows.batches(), x.dtype), mixture, floor_of(program))
         program.set_moments(found.weights, found.locs, found.covariances)
 
     return iteration

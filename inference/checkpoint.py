@@ -7,6 +7,8 @@ states, the position in the epoch, settings and versions.
 from __future__ import annotations
 
 import io
+import json
+import math
 import os
 import pickle
 import warnings
@@ -39,6 +41,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         kept = "; the last good one is kept" if path.exists() else ""
         _remove(temporary)
         raise PplError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Plain values as JSON; infinity and NaN, which JSON has not, as null.
+
+    Args:
+        value: numbers, text, lists and dicts.
+        **options: of ``json.dumps``.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sync_folder(folder: Path) -> None:

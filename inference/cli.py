@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from inference import commands, photo_commands
+from inference.checkpoint import to_json
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
@@ -101,7 +101,7 @@ def _dispatch(argv: list[str]) -> int:
     as_json = "--json" in rest
     numbers = SUBCOMMANDS[name]([word for word in rest if word != "--json"])
     if as_json:
-        print(json.dumps(numbers, ensure_ascii=False))
+        print(to_json(numbers, ensure_ascii=False))
     else:
         print_table(numbers)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 
 from inference import report
-from inference.checkpoint import write_atomically
+from inference.checkpoint import to_json, write_atomically
 from inference.data import SOURCES, load_data
 from inference.devices import seed_all
 from inference.elbo import ESTIMATORS
 from inference.em.run import fit_em_in
 from inference.evaluation import evaluate
+from inference.mixture_numbers import em_numbers, mixture_numbers
 from inference.priming import check_fields_named
 from inference.runs import (
     Run,
@@ -69,8 +69,8 @@ def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numb
     if Path(config["data"]).exists():
         config["data"] = str(Path(config["data"]).resolve())
     with new_run(out, config, overwrite=overwrite):
-        _fit(config, out, resume=False)
-    return _finish(config, out)
+        found = _fit(config, out, resume=False)
+    return _finish(config, out, found)
 
 
 def resume(out: Path, changes: dict[str, Any]) -> Numbers:
@@ -81,12 +81,13 @@ def resume(out: Path, changes: dict[str, Any]) -> Numbers:
         changes: options that a resumed run may change, such as ``epochs``.
     """
     config = load_config(out) | changes
-    _fit(config, out, resume=True)
+    found = _fit(config, out, resume=True)
     save_config(out, config)  # now that the changes have proved possible
-    return _finish(config, out)
+    return _finish(config, out, found)
 
 
-def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> None:
+def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> object:
+    """Train; what the method gives back."""
     seed_all(config.get("seed", 0))  # of the networks' first weights
     data = load_data(**options_for(load_data, config))
     program = build_for(config["program"], config["model"], data.info)
@@ -95,7 +96,7 @@ def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> None:
     options = {
         k: v for k, v in options_for(train_by, config).items() if k not in ("program", "data")
     }
-    train_by(program=program, data=data, run_dir=out, resume=resume, **options)
+    return train_by(program=program, data=data, run_dir=out, resume=resume, **options)
 
 
 def _check_taken(train_by: Callable[..., Any], config: dict[str, Any]) -> None:
@@ -109,10 +110,11 @@ def _check_taken(train_by: Callable[..., Any], config: dict[str, Any]) -> None:
             )
 
 
-def _finish(config: dict[str, Any], out: Path) -> Numbers:
+def _finish(config: dict[str, Any], out: Path, found: object) -> Numbers:
     """Evaluate the best epoch on test data, and draw."""
     run = load_run(out, device=config.get("device", "auto"))
     numbers = evaluate_on(run, "test", MAX_PARTICLES_IN_REPORT, seed=0)
+    numbers |= em_numbers(found) | mixture_numbers(run.program, run.data)
     pictures = report.make_pictures(run)
     page = report.write_report(run, numbers, pictures)
     return numbers | {"run": str(out), "report": str(page)}
@@ -133,7 +135,7 @@ def evaluate_on(
     )
     numbers = {"split": split, "epoch": run.epoch} | result.to_dict()
     path = run.folder / "evaluation.json"
-    write_atomically(path, (json.dumps(numbers, indent=2) + "\n").encode())
+    write_atomically(path, (to_json(numbers, indent=2) + "\n").encode())
     return numbers
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning_fabric.loggers import Logger
 
-from inference.checkpoint import write_atomically
+from inference.checkpoint import to_json, write_atomically
 
 
 class MetricsFile(Logger):
@@ -50,5 +50,5 @@ class MetricsFile(Logger):
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
-        lines = "".join(json.dumps(row) + "\n" for row in self.rows)
+        lines = "".join(to_json(row) + "\n" for row in self.rows)
         write_atomically(self.folder / "metrics.jsonl", lines.encode())

@@ -5,25 +5,45 @@ Shapes: N data, K components, D the elements of a datum.
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from inference.data.arrays import to_tensor
 from inference.data.checks import check_fields
 from inference.data.dataset import DataSet, MemorySplit, describe
 from inference.em import Repair, fit_em
-from inference.em.start import check_enough
+from inference.em.start import scales_of
 from inference.runs import build_for
 from inference.svi import fit
-from ppl_models.errors import PplError, UnknownNameError
+from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Program
 
 METHODS = ("em", "svi", "map")
-NARROWEST = 1e-3
-"""Smallest scale of a component, relative to the data's."""
+UPDATES, PASSES = 1000, 10
+"""Steps of gradient descent, and passes over the data, at least."""
+BATCH = 500
+"""Data a step of gradient descent, at most; of few data it is a tenth."""
+EXACT = 1000.0
+"""Data further from zero than so many times their range are taken in float64."""
+SMALLEST = 1e-9
+"""So are those of a smaller range: cubes and fourth powers have to fit."""
+THEIR_NAMES = {
+    "n_components": "num_components",
+    "covariance_type": "covariance",
+    "max_iter": "max_iterations",
+    "tol": "tolerance",
+    "random_state": "seed",
+    "reg_covar": "min_scale (its square root)",
+    "weights_init": "fit_em and start='current'",
+    "means_init": "fit_em and start='current'",
+}
+"""What scikit-learn calls options that are here as well."""
 
 
 @dataclass(repr=False)
@@ -65,12 +85,12 @@ class FittedMixture:
     @torch.no_grad()
     def log_prob(self, x: Any) -> Any:
         """Log p(x) of data (N, ...), (N,); nats."""
-        return _like(x, self.program.owner.log_prob(self._data(x)))
+        return _like(x, self.program.owner.log_prob(_take(x)))
 
     @torch.no_grad()
     def responsibilities(self, x: Any) -> Any:
         """p(z | x) of data (N, ...), (N, K)."""
-        return _like(x, self.program.owner.responsibilities(self._data(x)))
+        return _like(x, self.program.owner.responsibilities(_take(x)))
 
     def predict(self, x: Any) -> Any:
         """The likeliest component of data (N, ...), (N,)."""
@@ -82,16 +102,18 @@ class FittedMixture:
 
     def bic(self, x: Any) -> float:
         """Bayesian information criterion on data (N, ...); lower is better."""
-        return self.program.owner.bic(self._data(x))
+        return self.program.owner.bic(_take(x))
 
     def aic(self, x: Any) -> float:
         """Akaike's information criterion on data (N, ...); lower is better."""
-        return self.program.owner.aic(self._data(x))
+        return self.program.owner.aic(_take(x))
 
-    def _data(self, x: Any) -> Tensor:
-        data = torch.as_tensor(x)
-        check_fields({"x": data}, "data")
-        return data
+
+def _take(x: Any) -> Tensor:
+    """Data as a tensor, checked."""
+    data = to_tensor(x)
+    check_fields({"x": data}, "data")
+    return data
 
 
 def _like(given: Any, found: Tensor) -> Any:
@@ -100,21 +122,22 @@ def _like(given: Any, found: Tensor) -> Any:
 
 
 def fit_mixture(
-    x: np.ndarray | Tensor,
+    x: Any,
     num_components: int = 10,
     *,
     covariance: str = "full",
     method: str = "em",
     zero_mean: bool = False,
     prior: Any = None,
-    min_scale: float | None = None,
+    min_scale: float | Sequence[float] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> FittedMixture:
     """Fit a Gaussian mixture to all of the data.
 
     Args:
-        x: data (N, D), (N,), or images (N, C, H, W).
+        x: data (N, D), (N,), or images (N, C, H, W): an array, a tensor, lists, or a data frame.
+            Integers are taken as float64.
         num_components: K.
         covariance: ``full``, ``tied``, ``diagonal`` or ``spherical``.
         method: ``em`` (closed form), ``svi`` (gradient descent in minibatches on the same
@@ -122,8 +145,9 @@ def fit_mixture(
         zero_mean: fix every loc at zero.
         prior: a :class:`ppl_models.mixture_prior.ConjugatePrior` or its arguments by name; for
             ``map``, that of Fraley & Raftery (2007) when left out.
-        min_scale: no component is narrower in any direction; a thousandth of the data's scale
-            when left out.
+        min_scale: no component is narrower, in units of the data: one number, or one a dimension;
+            when left out, a thousandth of the data's own scale in each dimension. Its square is
+            scikit-learn's ``reg_covar``.
         seed: of the start (k-means++) and of the order of minibatches.
         **options: of :func:`inference.em.fit_em` (``max_iterations``, ``tolerance``, ...), or of
             :func:`inference.fit` (``epochs``, ``learning_rate``, ...).
@@ -144,16 +168,12 @@ def fit_mixture(
     """
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
-    data = torch.as_tensor(x)
-    check_fields({"x": data}, "data")
-    if not data.is_floating_point():
-        data = data.to(torch.get_default_dtype())
-    flat = data.reshape(len(data), -1)
-    check_enough(flat[:100_000].double(), num_components)
-    if min_scale is None:
-        min_scale = NARROWEST * float(flat.var(0, correction=0).mean().sqrt())
+    _check_options(method, options)
+    num_components = whole_number("num_components", num_components)
+    seed = whole_number("seed", seed, 0)
+    data = _exact(_take(x))
     if method == "map" and prior is None:
-        prior = default_prior(flat, num_components)
+        prior = default_prior(data.reshape(len(data), -1), num_components, covariance)
     arguments = {
         "num_components": num_components,
         "covariance": covariance,
@@ -175,12 +195,15 @@ def fit_mixture(
 def _by_gradients(
     program: Program, data: DataSet, seed: int, options: dict[str, Any]
 ) -> FittedMixture:
-    double = data.train.tensors["x"].dtype == torch.float64  # type: ignore[attr-defined]
+    """By :func:`inference.fit`, from EM's start."""
+    x = data.train.tensors["x"]  # type: ignore[attr-defined]
+    size = options.get("batch_size", max(10, min(BATCH, math.ceil(len(x) / 10))))
     defaults: dict[str, Any] = {
-        "epochs": 100,
-        "learning_rate": 1e-2,
+        "epochs": max(PASSES, math.ceil(UPDATES / math.ceil(len(x) / size))),
+        "batch_size": size,
+        "learning_rate": 0.05,
         "lr_schedule": "cosine",
-        "precision": "64" if double else "32",
+        "precision": "64" if x.dtype == torch.float64 else "32",
         "keep": "last",
         "progress": False,
     }
@@ -189,12 +212,40 @@ def _by_gradients(
     return FittedMixture(found.program, history[-1], history, None)
 
 
-def default_prior(x: Tensor, num_components: int) -> dict[str, Any]:
+def _check_options(method: str, options: dict[str, Any]) -> None:
+    """Refuse options that the method does not take.
+
+    Raises:
+        UnknownNameError: naming those that it takes.
+    """
+    taker = fit if method == "svi" else fit_em
+    known = set(inspect.signature(taker).parameters) - {"program", "data", "seed"}
+    for name in options:
+        if name not in known:
+            meant = THEIR_NAMES.get(name)
+            hint = f"What scikit-learn calls {name} is {meant} here." if meant else ""
+            raise UnknownNameError(f"option of method {method!r}", name, known, hint)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Data in float64 if float32 rounds their spread away, or cannot hold its powers."""
+    if x.dtype == torch.float64:
+        return x
+    flat = x.reshape(len(x), -1)
+    low, high = flat.amin(0).double(), flat.amax(0).double()
+    extent = high - low
+    far = torch.maximum(low.abs(), high.abs()) > EXACT * extent
+    extreme = (extent > 1 / SMALLEST) | (extent < SMALLEST)
+    return x.double() if bool(((far | extreme) & (extent > 0)).any()) else x
+
+
+def default_prior(x: Tensor, num_components: int, covariance: str = "full") -> dict[str, Any]:
     """A weak prior in the units of the data, after Fraley & Raftery (2007).
 
     Args:
         x: data (N, D).
         num_components: K.
+        covariance: structure; ``spherical`` has one scale, the others one a dimension.
 
     Returns:
         Arguments of :class:`ppl_models.mixture_prior.ConjugatePrior`.
@@ -203,11 +254,11 @@ def default_prior(x: Tensor, num_components: int) -> dict[str, Any]:
         PplError: no dimension of the data varies.
     """
     dim = x.shape[1]
-    variances = x.double().var(0, correction=0)
-    if not float(variances.max()) > 0:
+    if bool((x == x[0]).all()):
         raise PplError("no dimension of the data varies; there is no scale for a prior")
-    share = num_components ** (2 / dim)
-    scale = float(variances.mean()) / share
+    variances = scales_of(x.double(), x.dtype).square() / num_components ** (2 / dim)
+    whole = covariance == "spherical"
+    scale = float(variances.mean()) if whole else tuple(variances.tolist())
     return {
         "concentration": 1.0,
         "scale": scale,

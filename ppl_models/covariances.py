@@ -2,7 +2,7 @@
 
 Each holds unconstrained parameters, so that gradients may do with them as they like, and can be
 set to given covariances, so that a closed form may too. The Cholesky factor has rows of scale
-``min_scale + exp(log_scales)``: with a positive floor under the determinant, no component can
+``floor + exp(log_scales)``: with a positive floor under the determinant, no component can
 shrink onto a point and drive the likelihood to infinity.
 
 Shapes: K components, N data, D dimensions.
@@ -29,25 +29,35 @@ class Covariance(nn.Module):
     Args:
         num_components: K.
         dim: D.
-        min_scale: floor of the scales, in units of the data.
     """
 
     log_scales: nn.Parameter
+    floor: Tensor
+    """Smallest scales, (D,) or, for a spherical structure, (1,); in units of the data."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float) -> None:
+    def __init__(self, num_components: int, dim: int) -> None:
         super().__init__()
         self.num_components = num_components
         self.dim = dim
-        self.min_scale = min_scale
+        self.register_buffer("floor", torch.full((dim,), 1e-3))
 
     @property
     def scales(self) -> Tensor:
         """Diagonal of the Cholesky factor."""
-        return self.min_scale + self.log_scales.exp()
+        return self.floor + self.log_scales.exp()
+
+    @torch.no_grad()
+    def set_floor(self, scales: Tensor) -> None:
+        """Take these floors, positive, one a dimension.
+
+        Args:
+            scales: (D,), or one number.
+        """
+        self.floor.copy_(scales)
 
     def _set_scales(self, scales: Tensor) -> None:
-        above = (scales - self.min_scale).clamp_min(SMALLEST * self.min_scale)
-        self.log_scales.copy_(above.log())
+        floor = self.floor.double()
+        self.log_scales.copy_(torch.maximum(scales - floor, SMALLEST * floor).log())
 
     def components(self, locs: Tensor, z: Tensor) -> dist.TorchDistribution:
         """p(x | z): batch shape of z, event shape (D,).
@@ -96,8 +106,8 @@ class Covariance(nn.Module):
 class TriangularCovariance(Covariance):
     """By Cholesky factors L = diag(scales)(I + lower), with ``lower`` strictly triangular."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float, batch: tuple[int, ...]):
-        super().__init__(num_components, dim, min_scale)
+    def __init__(self, num_components: int, dim: int, batch: tuple[int, ...]) -> None:
+        super().__init__(num_components, dim)
         self.log_scales = nn.Parameter(torch.zeros(*batch, dim))
         self.lower = nn.Parameter(torch.zeros(*batch, dim, dim))  # the rest of it is unused
 
@@ -124,7 +134,7 @@ class TriangularCovariance(Covariance):
         wide = covariances.double()
         factor, failed = torch.linalg.cholesky_ex(0.5 * (wide + wide.mT))
         if bool(failed.any()) or not bool(factor.isfinite().all()):
-            raise PplError(_not_positive(wide, failed, self.min_scale))
+            raise PplError(_not_positive(wide, failed, self.floor))
         scales = factor.diagonal(dim1=-2, dim2=-1)
         self._set_scales(scales)
         self.lower.copy_((factor / scales.unsqueeze(-1)).tril(-1))
@@ -138,8 +148,8 @@ class TriangularCovariance(Covariance):
 class FullCovariance(TriangularCovariance):
     """A matrix a component: covariances (K, D, D)."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float) -> None:
-        super().__init__(num_components, dim, min_scale, (num_components,))
+    def __init__(self, num_components: int, dim: int) -> None:
+        super().__init__(num_components, dim, (num_components,))
 
     def components(self, locs: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Multivariate normal."""
@@ -155,8 +165,8 @@ class FullCovariance(TriangularCovariance):
 class TiedCovariance(TriangularCovariance):
     """One matrix for all components: covariances (D, D)."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float) -> None:
-        super().__init__(num_components, dim, min_scale, ())
+    def __init__(self, num_components: int, dim: int) -> None:
+        super().__init__(num_components, dim, ())
 
     def components(self, locs: Tensor, z: Tensor) -> dist.TorchDistribution:
         """Multivariate normal."""
@@ -171,8 +181,8 @@ class TiedCovariance(TriangularCovariance):
 class DiagonalCovariance(Covariance):
     """A variance an element and component: covariances (K, D)."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float) -> None:
-        super().__init__(num_components, dim, min_scale)
+    def __init__(self, num_components: int, dim: int) -> None:
+        super().__init__(num_components, dim)
         self.log_scales = nn.Parameter(torch.zeros(num_components, dim))
 
     def components(self, locs: Tensor, z: Tensor) -> dist.TorchDistribution:
@@ -199,16 +209,22 @@ class DiagonalCovariance(Covariance):
         wide = variances.double()
         bad = ~(wide > 0) | ~wide.isfinite()
         if bool(bad.any()):
-            raise PplError(_not_positive(wide, bad, self.min_scale))
+            raise PplError(_not_positive(wide, bad, self.floor))
         self._set_scales(wide.sqrt())
 
 
 class SphericalCovariance(DiagonalCovariance):
     """One variance a component: covariances (K,)."""
 
-    def __init__(self, num_components: int, dim: int, min_scale: float) -> None:
-        super().__init__(num_components, dim, min_scale)
+    def __init__(self, num_components: int, dim: int) -> None:
+        super().__init__(num_components, dim)
         self.log_scales = nn.Parameter(torch.zeros(num_components, 1))
+        self.floor = torch.full((1,), 1e-3)
+
+    @torch.no_grad()
+    def set_floor(self, scales: Tensor) -> None:
+        """One floor for all dimensions: the root mean square of those given."""
+        self.floor.copy_(scales.square().mean().sqrt())
 
     def matrices(self, dtype: torch.dtype | None = None) -> Tensor:
         """The variances."""
@@ -221,16 +237,16 @@ class SphericalCovariance(DiagonalCovariance):
         self._set_variances(covariances.unsqueeze(-1))
 
 
-def _not_positive(covariances: Tensor, failed: Tensor, min_scale: float) -> str:
+def _not_positive(covariances: Tensor, failed: Tensor, floor: Tensor) -> str:
     index = tuple(failed.nonzero()[0].tolist()) if failed.dim() else ()
     which = f"of component {index[0]} " if index else ""
     return (
         f"the covariance {which}is not positive definite and finite; add a floor to its diagonal, "
-        f"such as min_scale² = {min_scale**2:g}"
+        f"such as the square of its smallest scale, {float(floor.min()) ** 2:g}"
     )
 
 
-COVARIANCES: dict[str, Callable[[int, int, float], Covariance]] = {
+COVARIANCES: dict[str, Callable[[int, int], Covariance]] = {
     "full": FullCovariance,
     "tied": TiedCovariance,
     "diagonal": DiagonalCovariance,

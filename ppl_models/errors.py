@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import sysconfig
 import traceback
 from collections.abc import Iterable
@@ -42,6 +43,26 @@ class UnknownNameError(PplError):
 
 class ProgramError(PplError):
     """A Pyro program that cannot be run or trained as it stands."""
+
+
+def whole_number(name: str, value: object, least: int = 1) -> int:
+    """A count that a user gave.
+
+    Args:
+        name: of the option.
+        value: what came.
+        least: the smallest that is taken.
+
+    Raises:
+        PplError: it is no whole number, or too small.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise PplError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return number
 
 
 def describe(error: BaseException, path: Path | None = None) -> str:

@@ -37,10 +37,12 @@ from torch import Tensor, nn
 
 from ppl_models.covariances import COVARIANCES
 from ppl_models.distributions import Shaped
-from ppl_models.errors import PplError, UnknownNameError
+from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.mixture_prior import ConjugatePrior
 from ppl_models.program import auxiliary_loss
 
+NARROWEST = 1e-3
+"""Smallest scale of a component, relative to the data's."""
 CHUNK = 2**24
 """Numbers, N·K·D, that :meth:`GaussianMixture.log_joint` holds at once."""
 
@@ -66,7 +68,9 @@ class GaussianMixture(PyroModule):
         zero_mean: every loc is fixed at zero, as for image patches without their mean.
         prior: a :class:`~ppl_models.mixture_prior.ConjugatePrior`, or its arguments by name;
             fits are then MAP.
-        min_scale: no component is narrower than this in any direction, in units of the data.
+        min_scale: no component is narrower than this, one number or one a dimension, in units of
+            the data; when left out, a thousandth of ``unit``, which a start sets to the scales
+            of the data.
     """
 
     unit: Tensor
@@ -79,11 +83,10 @@ class GaussianMixture(PyroModule):
         covariance: str = "full",
         zero_mean: bool = False,
         prior: Mapping[str, Any] | None = None,
-        min_scale: float = 1e-3,
+        min_scale: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if num_components < 1:
-            raise PplError(f"num_components must be at least 1, got {num_components}")
+        num_components = whole_number("num_components", num_components)
         if covariance not in COVARIANCES:
             raise UnknownNameError("covariance", covariance, COVARIANCES)
         if zero_mean and covariance == "tied":
@@ -91,24 +94,56 @@ class GaussianMixture(PyroModule):
                 "zero_mean with tied covariance makes all components the same; use full, diagonal "
                 "or spherical"
             )
-        if not min_scale > 0:
-            raise PplError(f"min_scale must be positive, got {min_scale}")
         self.x_shape = tuple(x_shape)
         self.dim = math.prod(self.x_shape)
         self.num_components = num_components
         self.covariance = covariance
         self.zero_mean = zero_mean
-        self.min_scale = min_scale
+        self.min_scale = self._check_floor(min_scale)
         self.prior = ConjugatePrior(**prior) if isinstance(prior, Mapping) else prior
         if self.prior is not None:
             self.prior.check(covariance, self.dim)
         self.logits = nn.Parameter(torch.zeros(num_components))
         if not zero_mean:
             self.raw_locs = nn.Parameter(torch.randn(num_components, self.dim))
-        self.spread = COVARIANCES[covariance](num_components, self.dim, min_scale)
+        self.spread = COVARIANCES[covariance](num_components, self.dim)
         # Locs are learned in units of the data's scales: one learning rate serves all data.
         self.register_buffer("unit", torch.ones(self.dim))
         self.register_buffer("started", torch.tensor(False))
+        self._set_floor()
+
+    def _check_floor(
+        self, min_scale: float | Sequence[float] | None
+    ) -> float | tuple[float, ...] | None:
+        """``min_scale`` as plain numbers.
+
+        Raises:
+            PplError: it is not positive, or not of one number a dimension.
+        """
+        if min_scale is None:
+            return None
+        min_scale = min_scale.tolist() if hasattr(min_scale, "tolist") else min_scale
+        numbers = tuple(min_scale) if isinstance(min_scale, Sequence) else (min_scale,)
+        if not all(0 < number < math.inf for number in numbers):
+            raise PplError(f"min_scale must be positive and finite, got {min_scale}")
+        if not isinstance(min_scale, Sequence):
+            return float(min_scale)
+        if self.covariance == "spherical":
+            raise PplError("a spherical covariance takes one number for min_scale")
+        if len(numbers) != self.dim:
+            raise PplError(f"min_scale has {len(numbers)} entries for {self.dim} dimensions")
+        return numbers
+
+    def _set_floor(self) -> None:
+        if self.min_scale is None:
+            self.spread.set_floor(NARROWEST * self.unit)
+        else:
+            self.spread.set_floor(torch.as_tensor(self.min_scale, dtype=torch.float64))
+
+    @property
+    def floor(self) -> Tensor:
+        """Smallest scales that a component may have, (D,), or (1,) of a spherical one."""
+        return self.spread.floor
 
     @property
     def locs(self) -> Tensor:
@@ -217,20 +252,23 @@ class GaussianMixture(PyroModule):
         return Moments(weights, self.locs.double(), self.spread.matrices(torch.float64))
 
     @torch.no_grad()
-    def set_moments(
-        self,
-        weights: Tensor,
-        locs: Tensor | None,
-        covariances: Tensor,
-        unit: Tensor | None = None,
-    ) -> None:
+    def set_unit(self, unit: Tensor) -> None:
+        """Take these scales of the data, (D,); :meth:`set_moments` is to follow.
+
+        Gradients learn the locs in these units, and without a ``min_scale`` the smallest scales
+        are a thousandth of them.
+        """
+        self.unit.copy_(unit)
+        self._set_floor()
+
+    @torch.no_grad()
+    def set_moments(self, weights: Tensor, locs: Tensor | None, covariances: Tensor) -> None:
         """Take these parameters, as a closed form found them.
 
         Args:
             weights: (K,), not negative, adding up to one.
             locs: (K, D); not looked at where they are fixed at zero.
             covariances: full (K, D, D), tied (D, D), diagonal (K, D), spherical (K,).
-            unit: (D,), scales of the data, in which gradients learn the locs.
 
         Raises:
             PplError: not of these shapes, or no weights, or a covariance not positive definite.
@@ -243,8 +281,6 @@ class GaussianMixture(PyroModule):
                 f"{tuple(weights.shape)} with sum {total:g}"
             )
         self.spread.set(covariances.to(self.unit.device))
-        if unit is not None:
-            self.unit.copy_(unit)
         if not self.zero_mean:
             if locs is None or tuple(locs.shape) != (num, dim):
                 got = None if locs is None else tuple(locs.shape)

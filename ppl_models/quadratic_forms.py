@@ -19,6 +19,21 @@ def pair_products(z: Tensor) -> Tensor:
     return _PairProducts.apply(z)
 
 
+def fill_pair_products(columns: Tensor, out: Tensor) -> int:
+    """Write the products z_i z_j, i ≤ j, of points (D, N) into the first rows of ``out``.
+
+    Row by row into memory made once: a gather of both factors takes three times as long.
+
+    Returns:
+        How many rows were written: F.
+    """
+    dim, start = len(columns), 0
+    for i in range(dim):
+        torch.mul(columns[i], columns[i:], out=out[start : start + dim - i])
+        start += dim - i
+    return start
+
+
 def pack_symmetric(matrices: Tensor, off_diagonal: float = 1.0) -> Tensor:
     """Upper triangles in the order of :func:`pair_products`, (..., D, D) to (..., F).
 
@@ -43,18 +58,13 @@ def unpack_symmetric(packed: Tensor, dim: int) -> Tensor:
 
 
 class _PairProducts(torch.autograd.Function):
-    """Row by row into memory made once: a gather of both factors takes three times as long."""
-
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
         columns = z.T.contiguous()
         dim, count = columns.shape
         products = z.new_empty(dim * (dim + 1) // 2, count)
-        start = 0
-        for i in range(dim):
-            torch.mul(columns[i], columns[i:], out=products[start : start + dim - i])
-            start += dim - i
+        fill_pair_products(columns, products)
         return products
 
     @staticmethod

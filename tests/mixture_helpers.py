@@ -67,8 +67,25 @@ def closed_form(mixture: GaussianMixture, x: Tensor) -> Tensor:
 
 
 def peer(mixture: GaussianMixture, x: np.ndarray, iterations: int) -> Peer:
-    """scikit-learn's mixture, fitted from the parameters of ours."""
+    """scikit-learn's mixture, fitted from the parameters of ours, whose floor is one number."""
+    (floor,) = mixture.floor.double().unique().tolist()
+    return _peer(mixture, *(m.numpy() for m in mixture.moments()), x, iterations, floor**2)
+
+
+def peer_log_likelihood(mixture: GaussianMixture, x: np.ndarray, iterations: int) -> float:
+    """What scikit-learn's reaches from the parameters of ours, nats a datum of x.
+
+    It has one ``reg_covar`` for all dimensions: it is given the data in units of our floors, in
+    which they are one number too.
+    """
+    unit = 1e3 * mixture.floor.double().numpy()
     weights, locs, covariances = (m.numpy() for m in mixture.moments())
+    square = unit[:, None] * unit if mixture.covariance in ("full", "tied") else unit**2
+    found = _peer(mixture, weights, locs / unit, covariances / square, x / unit, iterations, 1e-6)
+    return found.score(x / unit) - float(np.log(np.broadcast_to(unit, x.shape[1])).sum())
+
+
+def _peer(mixture, weights, locs, covariances, x, iterations, reg_covar) -> Peer:
     square = mixture.covariance in ("full", "tied")
     precisions = np.linalg.inv(covariances) if square else 1 / covariances
     found = Peer(
@@ -76,7 +93,7 @@ def peer(mixture: GaussianMixture, x: np.ndarray, iterations: int) -> Peer:
         covariance_type=PEERS_NAME[mixture.covariance],
         tol=0.0,
         max_iter=iterations,
-        reg_covar=mixture.min_scale**2,
+        reg_covar=reg_covar,
         weights_init=weights / weights.sum(),
         means_init=locs,
         precisions_init=precisions,

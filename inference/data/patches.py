@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from torch.nn.functional import interpolate
 
 from inference.data.files import IMAGE_ENDINGS, read_image
 from ppl_models.errors import PplError
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 512 * 1024**2
 """Of decoded images that are kept in memory."""
@@ -35,6 +38,9 @@ PHOTOGRAPHS = (
 def photograph_paths() -> list[Path]:
     """The freely licensed photographs that come with scikit-image and scikit-learn.
 
+    Those that the installed versions lack are told by a warning: a prior of fewer photographs is
+    another one.
+
     Raises:
         PplError: scikit-image is not installed.
     """
@@ -48,6 +54,15 @@ def photograph_paths() -> list[Path]:
             [home / "data" / name for name in PHOTOGRAPHS]
             if package == "skimage"
             else sorted((home / "datasets" / "images").glob("*.jpg"))
+        )
+    lacking = [path.name for path in found if not path.is_file()]
+    if lacking:
+        log.warning(
+            "the installed scikit-image lacks %d of %d photographs (%s): the prior is learned "
+            "from the others",
+            len(lacking),
+            len(found),
+            ", ".join(lacking),
         )
     return [path for path in found if path.is_file()]
 
@@ -106,6 +121,15 @@ class PatchStream:
         if not places.any():
             raise PplError(f"none of {len(paths)} images is as large as a patch of {patch_size}")
         self.paths = [p for p, n in zip(paths, places, strict=True) if n]
+        if len(self.paths) < len(paths):
+            small = [p.name for p, n in zip(paths, places, strict=True) if not n]
+            log.warning(
+                "%d of %d images are smaller than a patch of %d and are passed over (%s)",
+                len(small),
+                len(paths),
+                patch_size,
+                ", ".join(small[:5]) + (", ..." if len(small) > 5 else ""),
+            )
         self._chance = places[places > 0] / places.sum()
         self._seen: dict[tuple[Path, float], np.ndarray] = {}
         self._bytes = 0

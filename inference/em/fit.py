@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inference.devices import make_fabric
+from inference.em.e_step import one_pass
 from inference.em.maximize import maximize
-from inference.em.program import MixtureProgram, as_mixture, read
+from inference.em.program import MixtureProgram, as_mixture, floor_of, read
 from inference.em.repairs import Repair, repair
 from inference.em.rows import Rows
 from inference.em.start import start_mixture
-from inference.em.statistics import Statistics, one_pass
-from ppl_models.errors import PplError
+from inference.em.statistics import Statistics
+from ppl_models.errors import PplError, whole_number
 from ppl_models.program import Program
 
 
@@ -31,6 +35,10 @@ class EMState:
     objective: list[float] = field(default_factory=list)
     """The same with log prior / N: what never falls, but for repairs."""
     repairs: list[Repair] = field(default_factory=list)
+    best_iteration: int = 0
+    """After how many M-steps the objective was highest."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    """The program's parameters there."""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
@@ -54,11 +62,14 @@ class EMResult:
     repairs: list[Repair]
     converged: bool
     num_data: int
+    best_iteration: int
+    """After how many M-steps the objective was highest: the parameters that it gives back. It is
+    the last, unless the repair of a component, or the floor under the scales, cost something."""
 
     @property
     def log_likelihood(self) -> float:
         """Per datum, of the parameters that it gives back; nats."""
-        return self.history[-1]
+        return self.history[self.best_iteration]
 
     @property
     def num_iterations(self) -> int:
@@ -88,15 +99,16 @@ def fit_em(
 ) -> EMResult:
     """Fit a Gaussian mixture by EM, one pass over the data an iteration.
 
-    The program is trained in place, in the dtype of the data. Memory is bounded whatever the
-    number of data: a tensor is used where it is, everything else is streamed.
+    The program is trained in place, in the dtype of the data, and ends with the best parameters
+    that were seen. Memory is bounded whatever the number of data: a tensor is used where it is,
+    everything else is streamed.
 
     Args:
         program: a :class:`ppl_models.gmm.GaussianMixture`; with a ``prior``, the fit is its MAP.
         data: a tensor or array (N, ...), a split, a data set (its training split), or a function
             that gives an iterable of batches every time it is called.
         max_iterations: M-steps.
-        tolerance: stop when the objective rises by less than this; nats per datum.
+        tolerance: stop when the objective changes by less than this; nats per datum.
         start: ``kmeans++``, ``neighbourhoods``, ``current`` (the program's parameters as they
             are), or ``auto``; see :func:`inference.em.start.start_mixture`.
         seed: of the start.
@@ -116,11 +128,9 @@ def fit_em(
         Dempster, Laird, Rubin: Maximum Likelihood from Incomplete Data via the EM Algorithm,
         Journal of the Royal Statistical Society B 39, 1977.
     """
-    if max_iterations < 1 or not tolerance >= 0:
-        raise PplError(
-            "max_iterations must be at least 1 and tolerance not negative, got "
-            f"{max_iterations} and {tolerance}"
-        )
+    max_iterations = whole_number("max_iterations", max_iterations)
+    if not (isinstance(tolerance, Real) and 0 <= tolerance < math.inf):
+        raise PplError(f"tolerance must be a number, not negative, got {tolerance!r}")
     wrapped, mixture = as_mixture(program)
     place = make_fabric(device).device
     rows = Rows(data, mixture.dim, place)
@@ -131,46 +141,57 @@ def fit_em(
     state = copy.deepcopy(state)
     while True:
         stats = one_pass(read(mixture), rows.batches(), rows.dtype)
-        _record(state, stats, mixture)
+        _record(state, stats, wrapped)
         converged = _has_converged(state, tolerance)
         if converged or state.iteration >= max_iterations:
             break
         _update(mixture, stats, state)
         if callback is not None:
             callback(copy.deepcopy(state))
+    wrapped.load_state_dict(state.best)
     wrapped.eval()
     return EMResult(
-        wrapped, state.history, state.objective, state.repairs, converged, stats.num_data
+        wrapped,
+        state.history,
+        state.objective,
+        state.repairs,
+        converged,
+        int(stats.num_data),
+        state.best_iteration,
     )
 
 
-def _record(state: EMState, stats: Statistics, mixture: MixtureProgram) -> None:
+def _record(state: EMState, stats: Statistics, program: Program) -> None:
+    """Note where the objective is; the best parameters are kept."""
     found = stats.log_likelihood / stats.num_data
-    if not torch.isfinite(torch.tensor(found)):
+    if not math.isfinite(found):
         raise PplError(
             f"the log-likelihood became {found} in iteration {state.iteration}: the data hold NaN, "
             "infinity, or numbers too large for their dtype; give float64, or scale them"
         )
     with torch.no_grad():
-        penalty = float(mixture.log_prior()) / stats.num_data
+        penalty = float(program.owner.log_prior()) / stats.num_data
     state.history.append(found)
     state.objective.append(found + penalty)
+    if state.objective[-1] >= max(state.objective):
+        state.best_iteration = state.iteration
+        state.best = {name: value.clone() for name, value in program.state_dict().items()}
 
 
 def _has_converged(state: EMState, tolerance: float) -> bool:
     mended = bool(state.repairs) and state.repairs[-1].iteration == state.iteration
     if len(state.objective) < 2 or mended:
         return False
-    return state.objective[-1] - state.objective[-2] < tolerance
+    return abs(state.objective[-1] - state.objective[-2]) < tolerance
 
 
 def _update(mixture: MixtureProgram, stats: Statistics, state: EMState) -> None:
     """One M-step, mended."""
-    floor = mixture.min_scale**2
+    floor = floor_of(mixture)
     found = maximize(stats, read(mixture), floor, mixture.prior)
     state.iteration += 1
     done: Sequence[Repair] = ()
     if mixture.prior is None:  # a prior keeps components without data in their place
-        found, done = repair(found, stats, floor, state.iteration, state.repairs)
+        found, done = repair(found, stats.counts, floor, state.iteration, state.repairs)
     state.repairs.extend(done)
     mixture.set_moments(found.weights, found.locs, found.covariances)

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.em.statistics import Mixture, Statistics
+from inference.em.statistics import Mixture, Statistics, add_floor
 
 
-def maximize(stats: Statistics, old: Mixture, floor: float, prior: Any = None) -> Mixture:
+def maximize(stats: Statistics, old: Mixture, floor: Tensor, prior: Any = None) -> Mixture:
     """The mixture that the statistics ask for.
 
     Args:
         stats: of all data.
         old: the mixture that they were taken under; a component without data keeps its
             parameters.
-        floor: added to the variances where there is no prior.
+        floor: (D,) or (1,), added to the variances where there is no prior.
         prior: a :class:`~ppl_models.mixture_prior.ConjugatePrior`, or None.
     """
     alpha = 1.0 if prior is None else prior.concentration
@@ -41,7 +41,8 @@ def maximize(stats: Statistics, old: Mixture, floor: float, prior: Any = None) -
     if prior is None:
         covariances = _likeliest(scatter, stats, old)
         locs, covariances = _keep_empty(stats.counts, locs, covariances, old)
-        return Mixture(weights, locs, add_floor(covariances, old.kind, floor), *_same(old))
+        covariances = add_floor(covariances, old.kind, floor)
+        return Mixture(weights, locs, _positive(covariances, old.kind, floor), *_same(old))
     strength = 0.0 if old.zero_mean else prior.mean_strength
     if strength > 0:
         center = prior.mean_vector(means, dim)
@@ -50,7 +51,27 @@ def maximize(stats: Statistics, old: Mixture, floor: float, prior: Any = None) -
         pull = (strength * some / total).squeeze(-1)
         scatter = scatter + _spread_of(pull, means - center, old.kind)
     covariances = _mode(scatter, stats, old, prior, strength > 0)
-    return Mixture(weights, locs, covariances, *_same(old))
+    return Mixture(weights, locs, _positive(covariances, old.kind, floor), *_same(old))
+
+
+def _positive(covariances: Tensor, kind: str, floor: Tensor) -> Tensor:
+    """The same, lifted to the floor in every direction where rounding took one below zero.
+
+    Sums of float32 products are good to 1e-7 of the data's variance, and a floor may be lower.
+    """
+    if kind not in ("full", "tied"):
+        return torch.maximum(covariances, floor)
+    if not bool(covariances.isfinite().all()):
+        return covariances  # is refused where it is set, with a reason
+    failed = torch.linalg.cholesky_ex(covariances).info > 0
+    if not bool(failed.any()):
+        return covariances
+    unit = floor.sqrt().expand(covariances.shape[-1])
+    square = unit.unsqueeze(-1) * unit
+    values, axes = torch.linalg.eigh(covariances[failed] / square)
+    lifted = covariances.clone()
+    lifted[failed] = square * ((axes * values.clamp_min(1.0).unsqueeze(-2)) @ axes.mT)
+    return lifted
 
 
 def _same(old: Mixture) -> tuple[str, bool]:
@@ -91,13 +112,6 @@ def _keep_empty(
     if old.kind != "tied":
         covariances = torch.where(_per_component(empty, covariances), old.covariances, covariances)
     return locs, covariances
-
-
-def add_floor(covariances: Tensor, kind: str, floor: float) -> Tensor:
-    """Covariances with ``floor`` added to every variance."""
-    if kind in ("full", "tied"):
-        return covariances + floor * torch.eye(covariances.shape[-1]).to(covariances)
-    return covariances + floor
 
 
 def _mode(scatter: Tensor, stats: Statistics, old: Mixture, prior: Any, with_locs: bool) -> Tensor:

@@ -18,13 +18,18 @@ class MixtureProgram(Protocol):
 
     num_components: int
     dim: int
+    x_shape: tuple[int, ...]
     covariance: str
     zero_mean: bool
-    min_scale: float
+    floor: Tensor
+    """Smallest scales of a component, (D,) or (1,)."""
     prior: Any
     moments: Callable[..., Any]
     set_moments: Callable[..., Any]
+    set_unit: Callable[..., Any]
     log_prior: Callable[..., Any]
+    log_prob: Callable[..., Any]
+    num_free_parameters: int
     responsibilities: Callable[..., Any]
     sample: Callable[..., Any]
     started: Tensor
@@ -43,6 +48,11 @@ def as_mixture(program: object) -> tuple[Program, Any]:
             f"EM in closed form is for Gaussian mixtures, and {wrapped.name} is none; use fit()"
         )
     return wrapped, wrapped.owner
+
+
+def floor_of(mixture: MixtureProgram) -> Tensor:
+    """What the M-step adds to the variances, (D,) or (1,); float64."""
+    return mixture.floor.double().square()
 
 
 def read(mixture: MixtureProgram) -> Mixture:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from inference.em.statistics import Mixture, Statistics
+from inference.em.statistics import Mixture
 
 EMPTY = 0.5
 """A component with less than so many data has none."""
+NARROW = 2.0
+"""A component whose variances are on average less than so many times the floor is a point."""
 MOST_REPAIRS = 3
 """A component that goes wrong more often is left as it is: the data ask for it."""
 
@@ -25,7 +27,7 @@ class Repair:
     iteration: int
     component: int
     reason: str
-    """``empty``: it held less than half a datum; ``collapsed``: it had shrunk onto a point."""
+    """``empty``: it held hardly any data; ``collapsed``: it had shrunk onto a point."""
     parent: int
     """The component of the largest weight, which was split in two for it."""
 
@@ -37,23 +39,32 @@ class Repair:
 
 
 def repair(
-    mixture: Mixture, stats: Statistics, floor: float, iteration: int, before: list[Repair]
+    mixture: Mixture,
+    counts: Tensor,
+    floor: Tensor,
+    iteration: int,
+    before: list[Repair],
+    *,
+    least: float = EMPTY,
+    most: float = MOST_REPAIRS,
 ) -> tuple[Mixture, list[Repair]]:
     """Mend a mixture after an M-step.
 
     Args:
         mixture: what it gave.
-        stats: what it was given.
-        floor: of the variances.
+        counts: the data that each component held, (K,).
+        floor: of the variances, (D,) or (1,).
         iteration: its number.
         before: repairs of earlier iterations.
+        least: a component with fewer data is empty.
+        most: a component that was mended so often is left as it is.
 
     Returns:
         The mixture, and what was done.
     """
     done: list[Repair] = []
-    for component, reason in _wrong(mixture, stats, floor):
-        if sum(r.component == component for r in before) >= MOST_REPAIRS:
+    for component, reason in _wrong(mixture, counts < least, floor):
+        if sum(r.component == component for r in before) >= most:
             continue
         parent = _heaviest(mixture, [component, *(r.component for r in done)])
         if parent is None:
@@ -63,12 +74,10 @@ def repair(
     return mixture, done
 
 
-def _wrong(mixture: Mixture, stats: Statistics, floor: float) -> list[tuple[int, str]]:
-    empty = stats.counts < EMPTY
+def _wrong(mixture: Mixture, empty: Tensor, floor: Tensor) -> list[tuple[int, str]]:
     _, whole = mixture.whole()
-    narrow = 2 * floor * mixture.locs.shape[1]  # all variances together, at about the floor
-    collapsed = mixture.variances.sum(-1) <= narrow
-    if mixture.kind == "tied" or float(whole.diagonal().sum()) <= 5 * narrow:
+    collapsed = (mixture.variances / floor).mean(-1) <= NARROW
+    if mixture.kind == "tied" or float((whole.diagonal() / floor).mean()) <= 5 * NARROW:
         collapsed = torch.zeros_like(empty)
     reasons = {**dict.fromkeys(_indices(collapsed), "collapsed")}
     return list((reasons | dict.fromkeys(_indices(empty), "empty")).items())

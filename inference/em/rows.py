@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.data.arrays import to_tensor
 from inference.data.checks import check_fields, check_finite
 from inference.data.dataset import DataSet
 from ppl_models.errors import PplError
@@ -38,6 +39,8 @@ class Rows:
     def __init__(self, data: Any, dim: int, device: torch.device) -> None:
         self.dim = dim
         self.device = device
+        self.size = 0
+        """How many data there are, once they were gone through."""
         data = data.train if isinstance(data, DataSet) else data
         self._source = _source(data)
         first = next(iter(self._source()), None)
@@ -60,8 +63,10 @@ class Rows:
     def sample(self, size: int, seed: int) -> Tensor:
         """At most ``size`` rows drawn without replacement, in one pass (a reservoir)."""
         generator = torch.Generator().manual_seed(seed)
+        self.size = 0
         kept, keys = torch.empty(0), torch.empty(0, dtype=torch.float64)
         for batch in self.batches():
+            self.size += len(batch)
             drawn = torch.rand(len(batch), generator=generator, dtype=torch.float64)
             rows = batch if len(keys) == 0 else torch.cat([kept, batch])
             keys, chosen = torch.cat([keys, drawn]).topk(min(size, len(keys) + len(drawn)))
@@ -69,10 +74,19 @@ class Rows:
         check_finite(FIELD, kept, "data")
         return kept
 
+    def distinct(self, most: int) -> Tensor:
+        """The first distinct rows, at most so many, in one pass."""
+        found = torch.empty(0)
+        for batch in self.batches():
+            found = (batch if len(found) == 0 else torch.cat([found, batch])).unique(dim=0)
+            if len(found) >= most:
+                break
+        return found[:most]
+
 
 def _source(data: Any) -> Callable[[], Iterable[Tensor]]:
     if isinstance(data, np.ndarray | Tensor):
-        whole = torch.as_tensor(data)
+        whole = to_tensor(data)
         check_fields({FIELD: whole}, "data")
         return lambda: whole.split(BATCH)
     if hasattr(data, "batches"):
@@ -87,7 +101,7 @@ def _source(data: Any) -> Callable[[], Iterable[Tensor]]:
 
 def _field(batch: Any) -> Tensor:
     if isinstance(batch, Tensor | np.ndarray):
-        return torch.as_tensor(batch)
+        return to_tensor(batch)
     if FIELD not in batch:
         raise PplError(f"the batches have no field {FIELD!r}; they have: {', '.join(batch)}")
     return batch[FIELD]

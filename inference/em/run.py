@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,8 @@ from inference.signals import StopRequest, TrainingInterrupted, stop_on_signals
 from inference.validation import Validator
 from ppl_models.errors import PplError
 from ppl_models.program import Program
+
+log = logging.getLogger(__name__)
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 
@@ -66,7 +69,7 @@ def fit_em_in(
     state = keeper.take_up() if resume else None
     with isolated_rng(seed), stop_on_signals() as stop, closing(keeper.bar):
         keeper.stop = stop
-        return fit_em(
+        found = fit_em(
             wrapped,
             placed.train,
             max_iterations=epochs,
@@ -75,6 +78,8 @@ def fit_em_in(
             callback=keeper.keep,
             state=state,
         )
+    keeper.tell(found)
+    return found
 
 
 class _Keeper:
@@ -126,6 +131,25 @@ class _Keeper:
         self.bar.epoch_done(row)
         if self.stop is not None and self.stop.signum is not None:
             raise TrainingInterrupted(self.stop.signum, self.folder)
+
+    def tell(self, found: EMResult) -> None:
+        """Say how it ended."""
+        for done in found.repairs:
+            log.info("%s", done)
+        count = found.num_iterations
+        end = "converged" if found.converged else "has not converged"
+        best = max(self.metrics.rows, key=lambda row: row["valid_elbo"])
+        log.info(
+            "EM %s after %d iterations: log-likelihood %.4f nats a datum in training, %.4f in "
+            "validation (best %.4f after iteration %d, whose parameters are kept)%s",
+            end,
+            count,
+            found.history[-1],
+            self.metrics.rows[-1]["valid_elbo"],
+            best["valid_elbo"],
+            best["epoch"],
+            "" if found.converged else f"; go on with ppl train --resume {self.folder} --epochs N",
+        )
 
     def _saved(self, state: EMState, seconds: float) -> dict[str, Any]:
         rows = self.metrics.rows

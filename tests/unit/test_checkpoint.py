@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import random
@@ -17,6 +19,7 @@ from inference.checkpoint import (
     load_checkpoint,
     load_parameters,
     save_checkpoint,
+    to_json,
     write_atomically,
 )
 from ppl_models.errors import PplError
@@ -253,3 +256,13 @@ def test_a_checkpoint_without_parameters_is_refused(path):
     save_checkpoint(path, {"epoch": 3})
     with pytest.raises(PplError, match="another program's parameters"):
         load_parameters(tiny_vae(), load_checkpoint(path), path)
+
+
+def test_json_has_no_infinity():
+    values = {"psnr": math.inf, "list": [1.0, math.nan, (-math.inf,)], "text": "inf", "ok": 2}
+    assert json.loads(to_json(values)) == {
+        "psnr": None,
+        "list": [1.0, None, [None]],
+        "text": "inf",
+        "ok": 2,
+    }

@@ -146,13 +146,14 @@ def test_patches_are_dequantized_and_without_mean(tmp_path):
     assert bool((patches.var(-1) > 1e-7).all())
 
 
-def test_image_sizes_may_differ_and_small_images_are_passed_over(tmp_path):
+def test_image_sizes_may_differ_and_small_images_are_passed_over(tmp_path, caplog):
     save_images(
         tmp_path,
         {f"{n}.png": np.full((n, 2 * n), 9, np.uint8) for n in (7, 12, 30)},
     )
     stream = PatchStream(image_paths([tmp_path]), scales=(1.0, 0.5))
     assert [path.name for path in stream.paths] == ["30.png"]
+    assert "2 of 3 images are smaller than a patch of 8 and are passed over (12.png" in caplog.text
     with pytest.raises(PplError, match="none of 1 images is as large as a patch"):
         PatchStream([tmp_path / "7.png"])
     (tmp_path / "text.png").write_text("no image")
@@ -163,6 +164,21 @@ def test_image_sizes_may_differ_and_small_images_are_passed_over(tmp_path):
 def test_the_photographs_are_there():
     pytest.importorskip("skimage", reason="scikit-image is not installed")
     assert {"camera.png", "china.jpg"} <= {path.name for path in photograph_paths()}
+
+
+def test_photographs_that_are_missing_are_told(tmp_path, monkeypatch, caplog):
+    for name in ("skimage", "sklearn"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "skimage" / "data").mkdir()
+    (tmp_path / "skimage" / "data" / "camera.png").touch()
+    spec = type("Spec", (), {})
+    found = {name: spec() for name in ("skimage", "sklearn")}
+    for name, one in found.items():
+        one.origin = str(tmp_path / name / "__init__.py")
+    monkeypatch.setattr("importlib.util.find_spec", found.get)
+    assert [path.name for path in photograph_paths()] == ["camera.png"]
+    assert "lacks 9 of 10 photographs (astronaut.png, " in caplog.text
 
 
 def test_a_prior_is_never_overwritten(photo, tmp_path, capsys):
