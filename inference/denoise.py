@@ -19,7 +19,7 @@ from ppl_models.errors import PplError, UnknownNameError
 METHODS = ("splitting", "gradient")
 COLOURS = ("luminance", "channels")
 
-STRIDE, NUM_PAIRS = 3, 20
+STRIDE, NUM_PAIRS = 3, 28
 """The fast setting; what it costs in PSNR stands in docs/epll.md."""
 
 OPPONENT = (
@@ -84,13 +84,9 @@ def denoise(
         program.stride = stride
         clean = anneal(program.to(image.device), planes, callback=callback)
     else:
-        variances = list(program.observation.variances())
-        if stride > 1:
-            variances.append(variances[-1] / 2)  # one more look, at another grid of patches
         clean = split_half_quadratic(
             program.to(image.device),
             planes,
-            variances=variances,
             stride=stride,
             num_pairs=num_pairs,
             seed=seed,

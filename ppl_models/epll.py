@@ -113,6 +113,7 @@ class EPLL(PyroModule):
         """p(clean, noisy), up to a constant, for planes (B, H, W) in [0, 1]."""
         if noisy.dim() != 3:
             raise PplError(f"planes must be (B, H, W); got {tuple(noisy.shape)}")
+        noisy = self.observation.checked(noisy)
         flat = dist.ImproperUniform(constraints.real, (), noisy.shape[1:])
         with pyro.plate("data", len(noisy), dim=-1):
             clean = pyro.sample("clean", flat)
