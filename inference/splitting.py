@@ -39,9 +39,6 @@ class Observation(Protocol):
 
     noise_scale: float
 
-    def checked(self, observed: Tensor) -> Tensor:
-        """The observed images, if they can be restored."""
-
     def start(self, observed: Tensor) -> Tensor:
         """A first guess."""
 
@@ -60,6 +57,9 @@ class SplittingProgram(Protocol):
 
     observation: Any
     smoothing: float
+
+    def checked(self, observed: Tensor) -> Tensor:
+        """The observed images, if they can be restored; what is not seen may be changed."""
 
     def expect(self, images: Tensor, variance: float, **options: Any) -> Tensor:
         """What the prior expects behind images with noise of this variance."""
@@ -96,7 +96,7 @@ def split_half_quadratic(
             is not positive.
     """
     steps = _steps(program, variances)
-    observed = program.observation.checked(observed)
+    observed = program.checked(observed)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     image = program.observation.start(observed)
     for variance in steps:
@@ -138,7 +138,7 @@ def anneal(
         PplError: as :func:`split_half_quadratic`.
     """
     steps = _steps(program, variances)
-    observed = program.observation.checked(observed)
+    observed = program.checked(observed)
     before = program.smoothing
 
     def after_step(step: int, *_: Any) -> None:

@@ -45,7 +45,7 @@ def test_sites_and_plate():
     logs = {n: trace.nodes[n]["log_prob"] for n in ("clean", "epll", "noisy")}
     assert all(value.shape == (2,) for value in logs.values())
     assert not bool(logs["clean"].any())
-    with pytest.raises(PplError, match=r"planes must be \(B, H, W\)"):
+    with pytest.raises(PplError, match=r"planes must be floats \(B, H, W\)"):
         program.model(noisy[0])
 
 
@@ -198,8 +198,13 @@ def test_refusals():
         Blurred(torch.ones(11, 11), 0.1).blur(torch.rand(1, 5, 5))
     with pytest.raises(PplError, match="stride must be from 1 to 4"):
         EPLL(prior, Noise(0.1), stride=5)
-    with pytest.raises(PplError, match="3 pixels along one side, but a patch has 4"):
-        split_half_quadratic(EPLL(prior, Noise(0.1)), torch.rand(1, 9, 3))
+    program = EPLL(prior, Noise(0.1))
+    for restore in (split_half_quadratic, anneal):
+        with pytest.raises(PplError, match=r"3 pixels along one side, but a patch has 4.*patches$"):
+            restore(program, torch.rand(1, 9, 3))
+        for planes in (torch.rand(9, 9), torch.rand(1, 3, 9, 9), torch.ones(1, 9, 9).int()):
+            with pytest.raises(PplError, match="planes must be floats"):
+                restore(program, planes)
 
 
 @pytest.mark.cuda
