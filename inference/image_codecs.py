@@ -54,8 +54,9 @@ def decode(path: Path) -> Decoded:
     """
     from PIL import Image
 
-    with warnings.catch_warnings():  # of photographs with many pixels
+    with warnings.catch_warnings():  # of photographs with many pixels, of EXIF that is broken
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)
         if _is_deep_tiff(path):
             array, icc = _decode_deep_tiff(path)
         elif _is_deep_png(path):
@@ -162,7 +163,7 @@ def _decode_deep_tiff(path: Path) -> Decoded:
             )
         if 1 in page.extrasamples:
             raise PplError(f"{path}: colours are multiplied by alpha; save it with straight alpha")
-        array = page.asarray()
+        array = _pixels_of(page, path)
         if array.ndim == 3 and page.planarconfig == 2:  # (C, H, W)
             array = np.moveaxis(array, 0, -1)
         if page.photometric == 0:  # white is zero
@@ -170,6 +171,18 @@ def _decode_deep_tiff(path: Path) -> Decoded:
         turn, icc = page.tags.valueof(274, default=1), page.tags.valueof(34675)
     array = UPRIGHT[turn](array) if turn in UPRIGHT else array
     return np.ascontiguousarray(array), icc
+
+
+def _pixels_of(page: Any, path: Path) -> np.ndarray:
+    try:
+        return page.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise PplError(
+            f"{path}: {page.compression.name} compression of {page.bitspersample} bits is read by "
+            "another package: pip install imagecodecs; or save it uncompressed or with Deflate"
+        ) from error
 
 
 def _is_deep_png(path: Path) -> bool:

@@ -104,11 +104,8 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
             made here.
     """
     for output in outputs:
-        for path in inputs:
-            if output.resolve() == path.resolve() or (
-                output.exists() and path.exists() and output.samefile(path)
-            ):
-                raise PplError(f"{output} is an input, which is never overwritten; name another")
+        if any(_is_same(output, path) for path in inputs):
+            raise PplError(f"{output} is an input, which is never overwritten; name another")
         if output.is_dir():
             raise PplError(f"cannot write {output}: it is a folder")
         if outputs.count(output) > 1:
@@ -118,6 +115,15 @@ def check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
             raise PplError(f"cannot write {output}: {home} is no folder")
         if not os.access(home, os.W_OK | os.X_OK):
             raise PplError(f"cannot write {output}: the folder {home} is read-only")
+
+
+def _is_same(output: Path, path: Path) -> bool:
+    """Whether writing the one would write over the other, links and names aside."""
+    try:
+        there = output.exists() and path.exists() and output.samefile(path)
+    except OSError as error:  # such as a name that is too long
+        raise PplError(f"cannot write {output}: {error.strerror or error}") from error
+    return there or output.resolve() == path.resolve()
 
 
 def _in_image_unit(sigma: float) -> float:

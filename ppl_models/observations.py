@@ -244,13 +244,16 @@ def conjugate_gradients(
 
 
 def check_noise_scale(noise_scale: float) -> float:
-    """The noise scale, if it is a positive number.
+    """The noise scale, if it is one of images in [0, 1].
 
     Raises:
-        PplError: it is not.
+        PplError: it is not positive, or above 1.
     """
-    if not 0 < noise_scale < float("inf"):
-        raise PplError(f"the noise scale σ must be above 0 and finite; got {noise_scale}")
+    if not 0 < noise_scale <= 1:
+        raise PplError(
+            "the noise scale σ must be above 0 and at most 1, in the unit of images in [0, 1] "
+            f"(25 grey levels are 25 / 255); got {noise_scale}"
+        )
     return float(noise_scale)
 
 

@@ -93,7 +93,9 @@ def test_refusals(photo, tmp_path, capsys):
         "is to hold two images": ("denoise", photo, "--picture", out, "--out", out),
         "there is no prior": ("denoise", photo, "--prior", tmp_path / "none", "--out", out),
         "unknown method": ("denoise", photo, "--sigma", 5, "--method", "magic", "--out", out),
-        "cannot write": ("denoise", photo, "--out", photo / "clean.png"),
+        "is no folder": ("denoise", photo, "--out", photo / "clean.png"),
+        "File name too long": ("denoise", photo, "--out", tmp_path / f"{300 * 'n'}.png"),
+        "arguments are required": ("denoise",),
         "no images": ("train_prior", tmp_path / "nothing", "--out", tmp_path / "p.safetensors"),
     }
     there = sorted(tmp_path.rglob("*"))

@@ -181,7 +181,7 @@ def test_refusals():
     for act in (masked.model, masked.observation.start):
         with pytest.raises(PplError, match="the mask is 19×22 pixels, but the image 22×19"):
             poutine.condition(act, data={"clean": torch.rand(1, 22, 19)})(torch.rand(1, 22, 19))
-    for scale in (0.0, -1.0, float("nan"), float("inf")):
+    for scale in (0.0, -1.0, float("nan"), float("inf"), 25):
         with pytest.raises(PplError, match="σ must be above 0"):
             Noise(scale)
     with pytest.raises(PplError, match="a mask must be"):

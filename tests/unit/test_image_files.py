@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 
 import numpy as np
@@ -121,6 +122,22 @@ def test_a_wrong_ending_is_read_by_content(tmp_path):
     assert np.array_equal(array_of(tmp_path / "tif.png"), GREY16)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"byteorder": ">", "bigtiff": True},
+        {"compression": "zlib", "predictor": True},
+        {"planarconfig": "separate"},
+    ],
+)
+def test_layouts_of_deep_tiffs(tmp_path, options):
+    levels = COLOUR16
+    if "planarconfig" in options:
+        levels = np.moveaxis(levels, -1, 0)
+    tifffile.imwrite(tmp_path / "x.tif", levels, photometric="rgb", **options)
+    assert np.array_equal(array_of(tmp_path / "x.tif"), COLOUR16)
+
+
 def test_what_is_not_read_is_refused_by_name(tmp_path):
     pages = np.stack([GREY16, GREY16, GREY16])
     cases = {
@@ -136,6 +153,10 @@ def test_what_is_not_read_is_refused_by_name(tmp_path):
             extrasamples=["assocalpha"],
         ),
     }
+    if importlib.util.find_spec("imagecodecs") is None:
+        cases["LZW compression of 16 bits .* pip install imagecodecs"] = lambda p: Image.fromarray(
+            GREY16
+        ).save(p, compression="tiff_lzw")
     for message, write in cases.items():
         write(tmp_path / "x.tif")
         with pytest.raises(PplError, match=message):
