@@ -100,7 +100,7 @@ def map_estimate(
     wrapped = as_modelled(program)
     batch = as_batch(wrapped, data)
     with wrapped.scope(), isolated_rng(seed):
-        objective = Objective(wrapped, batch, find_latents(wrapped, batch, init or {}))
+        objective = Objective(wrapped, batch, *find_latents(wrapped, batch, init or {}))
         stepper = _make_optimizer(optimizer, learning_rate, list(objective.free.values()))
         trajectory, converged = _climb(objective, stepper, max_steps, tolerance, callback)
     return MapResult(objective.detached(), trajectory, converged)

@@ -35,20 +35,24 @@ class Objective:
         program: the program.
         batch: the fields that it names.
         latents: with the values to begin from.
+        trace: of the model at these values.
     """
 
     def __init__(
-        self, program: Program, batch: Mapping[str, Tensor], latents: Mapping[str, Latent]
+        self,
+        program: Program,
+        batch: Mapping[str, Tensor],
+        latents: Mapping[str, Latent],
+        trace: poutine.Trace,
     ) -> None:
         self.program, self.batch = program, batch
         self.free = {name: latent.free.requires_grad_() for name, latent in latents.items()}
         self.transforms = {name: transform_to(latent.support) for name, latent in latents.items()}
-        with torch.no_grad():
-            trace = poutine.trace(self._conditioned()).get_trace()
-        samples = [s for s in trace.nodes.values() if s["type"] == "sample"]
-        dims = [-f.dim for s in samples for f in s["cond_indep_stack"] if f.dim]
+        samples = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
+        dims = [-f.dim for s in samples.values() for f in s["cond_indep_stack"] if f.dim]
         self.nesting = max(dims, default=0)
-        self.has_discrete = any(not s["is_observed"] and not _is_subsample(s) for s in samples)
+        drawn = [n for n, s in samples.items() if not s["is_observed"] and not _is_subsample(s)]
+        self.has_discrete = bool(set(drawn) - latents.keys())
 
     def values(self) -> dict[str, Tensor]:
         """Of the latents, in their supports, with a gradient to ``free``."""
@@ -111,8 +115,8 @@ def as_batch(program: Program, data: Mapping[str, Tensor] | Tensor | None) -> di
 
 def find_latents(
     program: Program, batch: Mapping[str, Tensor], init: Mapping[str, Tensor]
-) -> dict[str, Latent]:
-    """The continuous latents of the model with the values to begin from.
+) -> tuple[dict[str, Latent], poutine.Trace]:
+    """The continuous latents of the model with the values to begin from, and the model's trace.
 
     Raises:
         PplError: there are none, or one cannot be moved; or ``init`` does not fit.
@@ -149,7 +153,7 @@ def find_latents(
             "must be given as data, and what is sought must be a pyro.sample without obs"
         )
     _check_fixed_supports(program, batch, found)
-    return found
+    return found, trace
 
 
 def _check_fixed_supports(
