@@ -188,6 +188,9 @@ def test_patches_are_dequantized_and_without_mean(tmp_path):
     assert float(patches.mean(-1).abs().max()) < 1e-6
     assert torch.equal(patches, stream.batch(4, 1000))
     assert not torch.equal(patches, stream.batch(5, 1000))
+    once = (path for path in stream.paths)
+    same = PatchStream(once, images_per_batch=3, mirrored=True)
+    assert torch.equal(patches, same.batch(4, 1000))
     assert bool((patches.var(-1) > 1e-7).all())
 
 
