@@ -2,6 +2,10 @@
 
     python benchmarks/epll.py quality --prior prior.safetensors
     python benchmarks/epll.py speed --prior prior.safetensors --threads 2
+    python benchmarks/epll.py scaling
+
+``quality`` takes hours for the slow settings and goes on where it was stopped: every image's PSNR
+is kept in results/NAME.partial.json until the run is whole.
 
 Set12 is looked for in natural_images/set12 under PPL_DATA_ROOT. Noise is
 sigma * RandomState(0).randn(H, W) / 255, begun anew for each image, neither clipped nor rounded;
@@ -12,17 +16,20 @@ mean off the patches.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from harness import medians, parser, save
+from harness import Kept, medians, parser, save
 from torch import Tensor
 
 from inference import anneal, split_half_quadratic
@@ -30,8 +37,8 @@ from inference.denoise import NUM_PAIRS, STRIDE, denoise
 from inference.image_quality import psnr
 from inference.images import read_photo
 from ppl_models.epll import EPLL
-from ppl_models.observations import Noise
-from ppl_models.patch_prior import PatchPrior
+from ppl_models.observations import SCHEDULE, Noise
+from ppl_models.patch_prior import SHIPPED, PatchPrior
 from ppl_models.patches import dc_free_basis
 
 Denoiser = Callable[[EPLL, Tensor], Tensor]
@@ -42,15 +49,19 @@ def by_default(program: EPLL, noisy: Tensor, **options: Any) -> Tensor:
     return denoise(lambda _: program, noisy, program.observation.noise_scale, **options)
 
 
+def by_literature(program: EPLL, noisy: Tensor) -> Tensor:
+    """The five steps of Zoran and Weiss."""
+    variance = program.observation.noise_scale**2
+    steps = [variance / b for b in (1, 4, 8, 16, 32)]
+    return split_half_quadratic(program, noisy, stride=1, variances=steps)
+
+
 SETTINGS: dict[str, Denoiser] = {
     "every patch": lambda program, noisy: split_half_quadratic(program, noisy, stride=1),
     "fast": by_default,
     "faster": lambda program, noisy: by_default(program, noisy, stride=6),
     "gradient, every patch": anneal,
-    "stride 4": lambda program, noisy: split_half_quadratic(program, noisy, stride=4),
-    "gradient, stride 4": lambda program, noisy: anneal(
-        EPLL(program.prior, program.observation, stride=4), noisy
-    ),
+    "every patch, five steps": by_literature,
 }
 
 
@@ -68,25 +79,26 @@ def with_noise(clean: Tensor, sigma: float) -> Tensor:
     return clean + torch.from_numpy(sigma / 255 * noise).float()
 
 
-def score(denoiser: Denoiser, prior: PatchPrior, sigma: float, images: dict[str, Tensor]) -> Any:
-    """PSNR in dB of each image, and their mean."""
-    program = EPLL(prior, Noise(sigma / 255))
-    found = {
-        name: psnr(denoiser(program, with_noise(clean, sigma)).clamp(0, 1), clean)
-        for name, clean in images.items()
-    }
-    return {"mean": statistics.mean(found.values()), **found}
+def score(denoiser: Denoiser, program: EPLL, clean: Tensor, sigma: float) -> float:
+    """PSNR in dB."""
+    return psnr(denoiser(program, with_noise(clean, sigma)).clamp(0, 1), clean)
 
 
-def quality(prior: PatchPrior, settings: list[str], sigmas: list[float], only: int) -> Any:
+def quality(
+    prior: PatchPrior, settings: list[str], sigmas: list[float], only: int, rows: Kept
+) -> Any:
+    """PSNR in dB of each image, and their mean, by setting and noise."""
     images = dict(list(set12().items())[:only])
     results: dict[str, Any] = {}
-    for name in settings:
-        for sigma in sigmas:
-            started = time.perf_counter()
-            results[f"{name}, sigma {sigma:g}"] = score(SETTINGS[name], prior, sigma, images)
-            print(f"{name:<24} {sigma:>4g}", results[f"{name}, sigma {sigma:g}"]["mean"], end="")
-            print(f"   {time.perf_counter() - started:.0f} s", flush=True)
+    for name, sigma in itertools.product(settings, sigmas):
+        program, cell = EPLL(prior, Noise(sigma / 255)), f"{name}, sigma {sigma:g}"
+        started, found = time.perf_counter(), {}
+        for image, clean in images.items():
+            measure = partial(score, SETTINGS[name], program, clean, sigma)
+            found[image] = rows.value(f"{cell}, image {image}", measure)
+        results[cell] = {"mean": statistics.mean(found.values()), **found}
+        seconds = time.perf_counter() - started
+        print(f"{cell:<40} {results[cell]['mean']:.3f} dB   {seconds:.0f} s", flush=True)
     return results
 
 
@@ -119,19 +131,23 @@ def speed(prior: PatchPrior, rounds: int, with_peer: bool) -> Any:
     if with_peer:
         arms["deepinv"] = peer(prior)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    processor: dict[str, list[float]] = {name: [] for name in arms}
     scores: dict[str, float] = {}
     arms["fast"](program, noisy)  # its matrices are kept from now on
     for _ in range(rounds):
         for name, arm in arms.items():
             for _ in range(5 if name.startswith("fast") else 1):  # the slow ones once
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 found = arm(program, noisy)
                 seconds[name].append(time.perf_counter() - started)
+                processor[name].append(time.process_time() - worked)
             scores[name] = psnr(found.clamp(0, 1), clean)
             print(name, seconds[name], scores[name], flush=True)
     results: dict[str, Any] = {
         "size": list(clean.shape[1:]),
         "seconds": medians(seconds),
+        "best seconds": {name: min(values) for name, values in seconds.items()},
+        "processor seconds, all threads": medians(processor),
         "psnr": scores,
     }
     if with_peer:
@@ -143,15 +159,20 @@ def speed(prior: PatchPrior, rounds: int, with_peer: bool) -> Any:
 
 
 def scaling(prior: PatchPrior) -> Any:
-    """Seconds and peak memory of the fast setting as the image grows."""
+    """Seconds (the best of five; of one for the largest) and peak memory of the fast setting."""
     program, results = EPLL(prior, Noise(25 / 255)), {}
+    SETTINGS["fast"](program, torch.rand(1, 256, 256))  # its matrices are kept from now on
     for side in (256, 512, 1024, 2048, 4000):
-        image = torch.rand(1, side, side)
-        started = time.perf_counter()
-        SETTINGS["fast"](program, image)
-        seconds = time.perf_counter() - started
+        image, times, processor = torch.rand(1, side, side), [], []
+        for _ in range(5 if side < 2048 else 1):
+            started, worked = time.perf_counter(), time.process_time()
+            SETTINGS["fast"](program, image)
+            times.append(time.perf_counter() - started)
+            processor.append(time.process_time() - worked)
+        seconds = min(times)
         results[f"{side} × {side}"] = {
             "seconds": seconds,
+            "processor seconds, all threads": min(processor),
             "microseconds a pixel": 1e6 * seconds / side**2,
             "peak memory of the process, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             / 1024**2,
@@ -173,16 +194,26 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     prior = PatchPrior.load(chosen.prior) if chosen.prior else PatchPrior.shipped()
-    if chosen.part == "quality":
-        results = quality(prior, chosen.settings, chosen.sigmas, chosen.images)
-    elif chosen.part == "speed":
-        results = speed(prior, chosen.rounds, not chosen.no_peer)
-    else:
-        results = scaling(prior)
+    name = chosen.name or f"epll-{chosen.part}"
     configuration = {k: v for k, v in vars(chosen).items() if k not in ("prior", "name")}
-    configuration |= {"prior": Path(chosen.prior).name if chosen.prior else "shipped"}
-    configuration |= {"components": prior.num_components, "stride": STRIDE, "num_pairs": NUM_PAIRS}
-    save(chosen.name or f"epll-{chosen.part}", configuration, results)
+    configuration |= {
+        "prior": Path(chosen.prior).name if chosen.prior else "shipped",
+        "prior_sha256": hashlib.sha256(Path(chosen.prior or SHIPPED).read_bytes()).hexdigest(),
+        "components": prior.num_components,
+        "stride": STRIDE,
+        "num_pairs": NUM_PAIRS,
+        "schedule": SCHEDULE,
+        "load average before": round(os.getloadavg()[0], 2),
+    }
+    if chosen.part == "quality":
+        rows = Kept(name, {"prior": configuration["prior_sha256"]})
+        results = quality(prior, chosen.settings, chosen.sigmas, chosen.images, rows)
+        save(name, configuration, results)
+        rows.remove()
+    elif chosen.part == "speed":
+        save(name, configuration, speed(prior, chosen.rounds, not chosen.no_peer))
+    else:
+        save(name, configuration, scaling(prior))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -15,6 +16,17 @@ from typing import Any
 from inference.runs import environment
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def _commit() -> str:
+    """Of the code that is measured, with "-dirty" if files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
+    done = subprocess.run(command, cwd=RESULTS, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+COMMIT = _commit()
+"""When the benchmark began; a long one may see other commits."""
 
 
 def interleave(
@@ -57,15 +69,12 @@ def ratios(seconds: dict[str, list[float]], to: str) -> dict[str, float]:
 
 def save(name: str, configuration: dict[str, Any], results: dict[str, Any]) -> Path:
     """Write a dated result file and print it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     where = environment()
     where.pop("command")
     where["cpu"] = _cpu_model()
     record = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit,
+        "commit": COMMIT,
         "configuration": configuration,
         "environment": where,
         "results": results,
@@ -74,6 +83,42 @@ def save(name: str, configuration: dict[str, Any], results: dict[str, Any]) -> P
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(results, indent=2))
     return path
+
+
+class Kept:
+    """Numbers of a long benchmark, on disk from the moment they are measured.
+
+    Args:
+        name: of the result file.
+        configuration: what the numbers depend on; kept ones of another are not taken up.
+    """
+
+    def __init__(self, name: str, configuration: dict[str, Any]) -> None:
+        self.path = RESULTS / f"{name}.partial.json"
+        self.record: dict[str, Any] = {"configuration": configuration | {"commit": COMMIT}}
+        self.record["rows"] = {}
+        if self.path.is_file():
+            found = json.loads(self.path.read_text())
+            if found["configuration"] != self.record["configuration"]:
+                raise SystemExit(
+                    f"{self.path} is of {found['configuration']}, but this run of "
+                    f"{self.record['configuration']}; go on with the same, or remove the file"
+                )
+            self.record = found
+
+    def value(self, name: str, measure: Callable[[], float]) -> float:
+        """The number of that name; measured if it is not there."""
+        rows = self.record["rows"]
+        if name not in rows:
+            rows[name] = measure()
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.record, indent=2))
+            os.replace(temporary, self.path)
+        return rows[name]
+
+    def remove(self) -> None:
+        """When the whole result is saved."""
+        self.path.unlink(missing_ok=True)
 
 
 def _cpu_model() -> str:

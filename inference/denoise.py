@@ -19,8 +19,11 @@ from ppl_models.errors import PplError, UnknownNameError
 METHODS = ("splitting", "gradient")
 COLOURS = ("luminance", "channels")
 
-STRIDE, NUM_PAIRS = 3, 20
+STRIDE, NUM_PAIRS = 3, 28
 """The fast setting; what it costs in PSNR stands in docs/epll.md."""
+
+LEAST_NOISE = 1e-6
+"""Less is rounding: the noise estimated in an image of one colour is not quite 0."""
 
 OPPONENT = (
     (1 / math.sqrt(3), 1 / math.sqrt(3), 1 / math.sqrt(3)),
@@ -48,14 +51,15 @@ def denoise(
         make_program: from a noise scale to a restoration program, such as
             ``ppl_models.epll.EPLL.denoiser()``.
         image: (C, H, W) in [0, 1], C one or three, on any device.
-        sigma: noise scale in [0, 1] (25 grey levels are 25 / 255); estimated when left out.
+        sigma: noise scale in the image's unit, [0, 1]: 25 grey levels are 25 / 255. (The command
+            ``ppl denoise`` takes grey levels.) Estimated when left out.
         method: ``splitting`` (half-quadratic, fast) or ``gradient`` (annealed gradient steps on
             the program's log joint, exact mixture, slower).
         colour: ``luminance`` (of three channels, luminance and two colour differences are
             denoised, each with less noise than a channel has) or ``channels`` (R, G, B each).
         stride: pixels between patches; 1 takes every patch.
         num_pairs: for splitting, how many coordinates of a patch choose its component with their
-            covariances; None takes all.
+            covariances, at least 1; None takes all.
         seed: for splitting, shifts the grid of patches at random at each step, which makes up for
             most of what a stride leaves out; None leaves it where it is.
         callback: told of the progress.
@@ -65,17 +69,14 @@ def denoise(
 
     Raises:
         PplError: the image is not (C, H, W), smaller than a patch, not finite or not in [0, 1];
-            σ is not positive; or an option has no such value.
+            σ is not in (0, 1]; or an option has no such value.
     """
     check_image(image)
     if method not in METHODS:
         raise UnknownNameError("method", method, METHODS)
     if colour not in COLOURS:
         raise UnknownNameError("way with colour", colour, COLOURS)
-    noise_scale = estimate_noise(image) if sigma is None else float(sigma)
-    if not 0 < noise_scale < math.inf:
-        found = "estimated" if sigma is None else "given"
-        raise PplError(f"the noise level σ must be above 0 and finite; {found}: {noise_scale}")
+    noise_scale = noise_level(image, sigma)
     rotation = _rotation(image) if colour == "luminance" else None
     planes = image if rotation is None else torch.einsum("pc,chw->phw", rotation, image)
     # The first row is the mean of the channels, so that planes are of the prior's contrast.
@@ -84,13 +85,9 @@ def denoise(
         program.stride = stride
         clean = anneal(program.to(image.device), planes, callback=callback)
     else:
-        variances = list(program.observation.variances())
-        if stride > 1:
-            variances.append(variances[-1] / 2)  # one more look, at another grid of patches
         clean = split_half_quadratic(
             program.to(image.device),
             planes,
-            variances=variances,
             stride=stride,
             num_pairs=num_pairs,
             seed=seed,
@@ -101,10 +98,36 @@ def denoise(
     return clean.clamp(0, 1)
 
 
+def noise_level(image: Tensor, sigma: float | None = None) -> float:
+    """The noise scale of an image (C, H, W) in [0, 1]: what is given, if it can be, or estimated.
+
+    Raises:
+        PplError: what is given is not in (0, 1]; or nothing is given and no noise is found.
+    """
+    if sigma is None:
+        found = estimate_noise(image)
+        if found < LEAST_NOISE:
+            raise PplError(
+                f"no noise is found in this image (estimated σ: {found:.1g}); if there is some, "
+                "give its scale: sigma"
+            )
+        return found
+    return _checked_sigma(float(sigma))
+
+
+def _checked_sigma(sigma: float) -> float:
+    if not 0 < sigma <= 1:
+        unit = f"; 25 grey levels of 255 are {25 / 255:.3f}" if sigma > 1 else ""
+        raise PplError(
+            f"the noise scale σ must be above 0 and at most 1, in the image's unit; got {sigma:g}"
+            f"{unit}"
+        )
+    return sigma
+
+
 def add_noise(image: Tensor, sigma: float, seed: int = 0) -> Tensor:
-    """White noise of scale ``sigma`` on an image (C, H, W), neither clipped nor rounded."""
-    if not 0 < sigma < math.inf:
-        raise PplError(f"the noise level σ must be above 0 and finite; got {sigma}")
+    """White noise of scale ``sigma``, in [0, 1], on an image (C, H, W); not clipped or rounded."""
+    sigma = _checked_sigma(sigma)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(image.shape, generator=generator).to(image)
     return image + sigma * noise

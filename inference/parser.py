@@ -43,6 +43,6 @@ class Parser(ArgumentParser):
 def with_value(option: str, value: str, argv: list[str]) -> list[str]:
     """The arguments with a value after an option that stands there without one."""
     found = []
-    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+    for word, after in zip(argv, [*argv, "--"][1:], strict=True):
         found += [word, value] if word == option and after.startswith("--") else [word]
     return found

@@ -40,18 +40,23 @@ def denoise_photo(
     Args:
         photo: the image; it is never written to.
         out: the denoised image.
-        sigma: noise scale in grey levels of 0 to 255; estimated when left out.
-        add_noise: add noise of this scale first, and compare with the photograph as it was.
-        reference: a clean image to compare with: PSNR and SSIM.
+        sigma: noise scale in grey levels of 0 to 255, whatever the depth; estimated when left out.
+        add_noise: add noise of this scale first, and compare with --reference, or without one
+            with the photograph as it was.
+        reference: a clean image of the same size and colours to compare with: PSNR and SSIM.
         prior: .safetensors of `ppl train_prior`, or GS .mat; the shipped one when left out.
         method: splitting, or gradient.
         colour: luminance (and colour differences), or channels.
         stride: pixels between patches; 1 takes every patch.
-        num_pairs: coordinates that choose a patch's component with covariances; null for all.
+        num_pairs: coordinates that choose a patch's component with covariances; null for all;
+            for splitting.
         picture: noisy, denoised, reference side by side; OUT_comparison.png when left out.
         device: auto, cpu or cuda.
         seed: of the added noise.
         progress: show a bar; when left out, if somebody is looking.
+
+    The result has the photograph's depth, alpha and colour profile, stands upright, and is clipped
+    to what the depth can hold, floats to [0, 1].
     """
     return denoise_file(
         EPLL.denoiser(PatchPrior.load(prior) if prior else None),

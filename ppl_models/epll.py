@@ -111,13 +111,25 @@ class EPLL(PyroModule):
     @pyro_method
     def model(self, noisy: Tensor) -> Tensor:
         """p(clean, noisy), up to a constant, for planes (B, H, W) in [0, 1]."""
-        if noisy.dim() != 3:
-            raise PplError(f"planes must be (B, H, W); got {tuple(noisy.shape)}")
+        noisy = self.checked(noisy)
         flat = dist.ImproperUniform(constraints.real, (), noisy.shape[1:])
         with pyro.plate("data", len(noisy), dim=-1):
             clean = pyro.sample("clean", flat)
             pyro.factor("epll", self.expected_patch_log_likelihood(clean))
             return pyro.sample("noisy", self.observation(clean), obs=noisy)
+
+    def checked(self, observed: Tensor) -> Tensor:
+        """Planes (B, H, W) that can be restored; what the observation does not see is put to 0.
+
+        Raises:
+            PplError: another shape, smaller than a patch or not the observation's; or NaN.
+        """
+        if observed.dim() != 3 or not observed.is_floating_point():
+            raise PplError(
+                f"planes must be floats (B, H, W); got {observed.dtype} {tuple(observed.shape)}"
+            )
+        self.grid(observed, self.stride)
+        return self.observation.checked(observed)
 
     def grid(
         self, images: Tensor, stride: int, generator: torch.Generator | None = None
@@ -157,7 +169,7 @@ class EPLL(PyroModule):
             (B, H, W).
         """
         size = self.prior.patch_size
-        rows, columns = self.grid(images, stride or self.stride, generator)
+        rows, columns = self.grid(images, self.stride if stride is None else stride, generator)
         total = torch.zeros_like(images)
         for top, bottom, local in self._bands(images, rows, columns, BAND):
             patches = extract_patches(images[:, top:bottom], local, columns, size)

@@ -14,7 +14,7 @@ Shapes: N patches, P side of a patch, D = P² − 1 dimensions, K components.
 References:
     Zoran, Weiss: From Learning Models of Natural Image Patches to Whole Image Restoration, 2011.
     Parameswaran et al.: Accelerating GMM-based patch priors for image restoration, 2017,
-    arXiv:1710.08124 (the flat tail of the spectrum).
+    arXiv:1710.08124 (choosing components by less than the whole spectrum, random grids).
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ class PatchPrior(nn.Module):
         size = covariances.shape[-1]
         if covariances.dim() != 3 or covariances.shape[-2] != size:
             raise PplError(f"covariances must be (K, D, D); got {tuple(covariances.shape)}")
+        if not bool(covariances.isfinite().all()):
+            raise PplError("the covariances hold NaN or infinity")
         covariances = covariances.double()
         if math.isqrt(size) ** 2 == size:
             basis = dc_free_basis(math.isqrt(size)).to(covariances.device)
@@ -145,20 +147,6 @@ class PatchPrior(nn.Module):
         """Σ_k in the basis without the constant patch, (K, D, D) in float64."""
         return self._spectral(self.eigenvalues)
 
-    def with_flat_tail(self, energy: float = 0.95) -> PatchPrior:
-        """The prior whose smaller eigenvalues, beyond this share of the variance, are their mean.
-
-        Args:
-            energy: share of each component's variance that is kept as it is.
-        """
-        if not 0 < energy <= 1:
-            raise PplError(f"energy must be above 0 and at most 1, got {energy}")
-        share = self.eigenvalues.cumsum(-1) / self.eigenvalues.sum(-1, keepdim=True)
-        tail = torch.cat([torch.zeros_like(share[:, :1]), share[:, :-1]], -1) >= energy
-        level = (self.eigenvalues * tail).sum(-1) / tail.sum(-1).clamp(min=1)
-        flat = torch.where(tail, level.unsqueeze(-1), self.eigenvalues)
-        return PatchPrior(self.weights, flat, self.eigenvectors)
-
     def coordinates(self, patches: Tensor) -> Tensor:
         """Patches (..., P²) without their mean, in the basis: (..., D)."""
         if patches.shape[-1] != len(self.basis):
@@ -203,7 +191,9 @@ class PatchPrior(nn.Module):
                 the others with their variances; all enter in full when left out.
         """
         dim = z.shape[-1]
-        d = dim if num_pairs is None else min(max(num_pairs, 1), dim)
+        if num_pairs is not None and num_pairs < 1:
+            raise PplError(f"num_pairs must be at least 1, or None for all; got {num_pairs}")
+        d = dim if num_pairs is None else min(num_pairs, dim)
         linear = self._kept(self._log_joint_of, float(noise_variance), d, z.dtype)
         joint = torch.addmm(linear.offset, linear.pairs, pair_products(z[:, :d]))
         return joint if d == dim else joint.addmm(linear.squares, z[:, d:].square().T)

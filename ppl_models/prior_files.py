@@ -135,8 +135,12 @@ def check_spectra(weights: Tensor, eigenvalues: Tensor, eigenvectors: Tensor) ->
         )
     if math.isqrt(dim + 1) ** 2 != dim + 1:
         raise PplError(f"D must be P² − 1 for patches of P × P without their mean; got {dim}")
+    if not bool(eigenvectors.isfinite().all()):
+        raise PplError("the eigenvectors of a patch prior hold NaN or infinity")
     if not bool((weights > 0).all() & weights.isfinite().all()):
-        raise PplError("mixture weights must be positive; leave out components that have none")
+        raise PplError(
+            "mixture weights must be positive and finite; leave out components that have none"
+        )
     bad = ~((eigenvalues > 0).all(-1) & eigenvalues.isfinite().all(-1))
     if bool(bad.any()):
         named = bad.nonzero().flatten().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +32,16 @@ def test_it_runs(name, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("*.png"))
+
+
+def test_the_psnr_of_a_noisy_photograph_is_that_of_its_noise(tmp_path, capsys):
+    """20 log10(255 / 25) = 20.17 dB; clipped to [0, 1] first, it would be up to 0.5 dB more."""
+    example = runpy.run_path(str(ROOT / "examples" / "restore_photograph.py"))
+    clean = torch.zeros(1, 64, 64)
+    noisy = example["add_noise"](clean, example["SIGMA"])
+    example["draw"]({"noisy": noisy, "reference": clean}, clean, tmp_path / "views.png")
+    found = float(capsys.readouterr().out.split()[-2])
+    assert found == pytest.approx(20.17, abs=0.2)
 
 
 def test_every_example_is_run():

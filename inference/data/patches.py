@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,7 @@ class PatchStream:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Iterable[Path],
         patch_size: int = 8,
         images_per_batch: int = 40,
         scales: Sequence[float] = (1.0,),
@@ -115,6 +115,7 @@ class PatchStream:
         self.scales = tuple(scales)
         self.mirrored = mirrored
         self.seed = seed
+        paths = list(paths)
         least = patch_size / min(self.scales) + 1  # what remains a patch at the smallest scale
         sides = [_size_of(path) for path in paths]
         places = np.array([h * w if min(h, w) >= least else 0 for h, w in sides], float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -82,19 +83,61 @@ def test_refusals(photo, tmp_path, capsys):
     cases = {
         "there is no image": ("denoise", tmp_path / "none.png", "--out", out),
         "is an input, which is never overwritten": ("denoise", photo, "--out", photo),
-        "must be above 0; got -3": ("denoise", photo, "--sigma", -3, "--out", out),
+        "above 0 and at most 255; got -3": ("denoise", photo, "--sigma", -3, "--out", out),
+        "above 0 and at most 255; got 256": ("denoise", photo, "--sigma", 256, "--out", out),
+        "num_pairs must be at least 1": ("denoise", photo, "--num_pairs", 0, "--out", out),
+        "got 9\n": ("denoise", photo, "--method", "gradient", "--stride", 9, "--out", out),
         "adding noise needs its scale": ("denoise", photo, "--add_noise", "--out", out),
         "must end in one of": ("denoise", photo, "--sigma", 5, "--out", tmp_path / "clean.xyz"),
         "holds 8 bits without alpha": ("denoise", photo, "--out", tmp_path / "clean.jpg"),
         "is to hold two images": ("denoise", photo, "--picture", out, "--out", out),
         "there is no prior": ("denoise", photo, "--prior", tmp_path / "none", "--out", out),
         "unknown method": ("denoise", photo, "--sigma", 5, "--method", "magic", "--out", out),
-        "cannot write": ("denoise", photo, "--out", photo / "clean.png"),
+        "is no folder": ("denoise", photo, "--out", photo / "clean.png"),
+        "File name too long": ("denoise", photo, "--out", tmp_path / f"{300 * 'n'}.png"),
+        "arguments are required": ("denoise",),
         "no images": ("train_prior", tmp_path / "nothing", "--out", tmp_path / "p.safetensors"),
     }
+    there = sorted(tmp_path.rglob("*"))
     for message, words in cases.items():
         assert message in refusal(capsys, *words)
-        assert not out.exists()
+        assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_nothing_is_made_before_the_work_is_done(photo, tmp_path, capsys):
+    deep = tmp_path / "new" / "folder" / "clean.png"
+    refusal(capsys, "denoise", photo, "--sigma", 10, "--stride", 9, "--out", deep)
+    assert not (tmp_path / "new").exists()
+    run(capsys, "denoise", photo, "--sigma", 10, "--out", deep)
+    assert deep.is_file()
+
+
+def test_a_photo_without_noise_says_so(tmp_path, capsys):
+    flat = tmp_path / "flat.png"
+    write_photo(flat, Photo(torch.full((1, 20, 20), 0.4), None, "uint8"))
+    assert "no noise is found" in refusal(capsys, "denoise", flat, "--out", tmp_path / "o.png")
+
+
+def test_added_noise_is_compared_with_the_reference(photo, tmp_path, capsys):
+    """Of a photograph that had noise already, the better one is the reference."""
+    source, noisy = read_photo(photo), tmp_path / "noisy.png"
+    write_photo(noisy, source.with_pixels(source.pixels + 0.05 * torch.randn(source.pixels.shape)))
+    words = ("denoise", noisy, "--sigma", 15, "--add_noise", "--out", tmp_path / "clean.png")
+    words += ("--seed", 5)  # other noise than that of the photograph
+    alone, compared = run(capsys, *words), run(capsys, *words, "--reference", photo)
+    both = -10 * math.log10((15 / 255) ** 2 + 0.05**2)
+    assert alone["psnr_noisy"] == pytest.approx(-20 * math.log10(15 / 255), abs=0.3)
+    assert compared["psnr_noisy"] == pytest.approx(both, abs=0.3)
+
+
+def test_warnings_that_are_told(tmp_path, capsys, caplog):
+    """Grey levels taken for [0, 1]; floats that will be clipped."""
+    path = tmp_path / "float.tif"
+    write_photo(path, Photo(0.9 + smooth_images(1, 20, 20), None, "float32"))
+    with caplog.at_level("WARNING", logger="inference"):
+        run(capsys, "denoise", path, "--sigma", 0.1, "--out", tmp_path / "clean.tif")
+    assert "in [0, 1] it would be --sigma 25.5" in caplog.text
+    assert "the result is clipped to [0, 1]" in caplog.text
 
 
 def test_refusals_of_images(photo, tmp_path, capsys):
@@ -106,7 +149,9 @@ def test_refusals_of_images(photo, tmp_path, capsys):
     assert "a patch has 8" in refusal(capsys, "denoise", small, *out)
     assert "as an image" in refusal(capsys, "denoise", tmp_path / "text.png", *out)
     words = ("denoise", photo, "--reference", other, *out)
-    assert "give one of the same size and colours" in refusal(capsys, *words)
+    assert "the reference is grey, 50×40 pixels, but the image in colour" in refusal(capsys, *words)
+    words = ("denoise", other, "--reference", photo, *out)
+    assert "the reference is in colour" in refusal(capsys, *words)
     link = tmp_path / "link.png"
     link.symlink_to(photo)
     assert "never overwritten" in refusal(capsys, "denoise", photo, "--out", link)
@@ -143,6 +188,9 @@ def test_patches_are_dequantized_and_without_mean(tmp_path):
     assert float(patches.mean(-1).abs().max()) < 1e-6
     assert torch.equal(patches, stream.batch(4, 1000))
     assert not torch.equal(patches, stream.batch(5, 1000))
+    once = (path for path in stream.paths)
+    same = PatchStream(once, images_per_batch=3, mirrored=True)
+    assert torch.equal(patches, same.batch(4, 1000))
     assert bool((patches.var(-1) > 1e-7).all())
 
 

@@ -45,7 +45,7 @@ def test_sites_and_plate():
     logs = {n: trace.nodes[n]["log_prob"] for n in ("clean", "epll", "noisy")}
     assert all(value.shape == (2,) for value in logs.values())
     assert not bool(logs["clean"].any())
-    with pytest.raises(PplError, match=r"planes must be \(B, H, W\)"):
+    with pytest.raises(PplError, match=r"planes must be floats \(B, H, W\)"):
         program.model(noisy[0])
 
 
@@ -74,6 +74,63 @@ def test_splitting_and_annealed_gradient_steps_are_each_others_test(stride):
     by_splitting = split_half_quadratic(program, noisy, soft=True)
     assert torch.allclose(by_gradient, by_splitting, atol=2e-6)
     assert program.smoothing == 0.0
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["noise", "holes", "blur"])
+def test_gradient_steps_are_splitting_steps_through_holes_and_blur_too(kind, stride):
+    _, noisy = noisy_images()
+    observation = {
+        "noise": Noise(0.05),
+        "holes": Masked(torch.rand(19, 22) > 0.5, 0.05),
+        "blur": Blurred(torch.ones(3, 5), 0.05),
+    }[kind]
+    program = EPLL(random_prior(), observation, stride=stride)
+    by_splitting = split_half_quadratic(program, noisy, soft=True)
+    assert torch.allclose(anneal(program, noisy), by_splitting, atol=2e-4)
+
+
+def test_annealed_steps_are_plain_sgd():
+    """The same by hand: torch's SGD, one step at each smoothing, its learning rate 1/(1/σ²+1/s)."""
+    _, noisy = noisy_images()
+    program, image = EPLL(random_prior(), Noise(SIGMA)), noisy
+    for variance in program.observation.variances():
+        program.smoothing = variance
+        found = map_estimate(
+            program,
+            noisy,
+            init={"clean": image},
+            optimizer="SGD",
+            learning_rate=1 / (1 / SIGMA**2 + 1 / variance),
+            max_steps=1,
+        )
+        image = found.values["clean"]
+    program.smoothing = 0.0
+    assert torch.allclose(anneal(program, noisy), image, atol=1e-6)
+
+
+def test_nan_is_refused_where_it_is_seen_and_nowhere_else():
+    clean, _ = noisy_images()
+    mask = torch.rand(19, 22) > 0.3
+    holed = torch.where(mask, clean, torch.nan)
+    zeroed = torch.where(mask, clean, 0.0)
+    masked = EPLL(random_prior(), Masked(mask, 0.05))
+    for restore in (split_half_quadratic, anneal):
+        assert torch.equal(restore(masked, holed), restore(masked, zeroed))
+        with pytest.raises(PplError, match="pixels of the observed images are NaN or infinite"):
+            restore(EPLL(random_prior(), Noise(0.05)), holed)
+    with pytest.raises(PplError, match="pixels of the observed images are NaN"):
+        map_estimate(EPLL(random_prior(), Noise(0.05)), holed, init={"clean": zeroed})
+    with pytest.raises(PplError, match="true or false at each pixel"):
+        Masked(torch.full((4, 4), torch.nan), 0.1)
+
+
+@pytest.mark.parametrize("variances", [[], [0.1, 0.0], [0.1, float("nan")], iter(())])
+def test_variances_are_positive_and_some(variances):
+    program = EPLL(random_prior(), Noise(SIGMA))
+    for restore in (split_half_quadratic, anneal):
+        with pytest.raises(PplError, match="variances must be positive"):
+            restore(program, noisy_images()[1], variances=variances)
 
 
 def test_denoising_helps_and_the_hard_choice_is_near_the_soft():
@@ -124,7 +181,7 @@ def test_refusals():
     for act in (masked.model, masked.observation.start):
         with pytest.raises(PplError, match="the mask is 19×22 pixels, but the image 22×19"):
             poutine.condition(act, data={"clean": torch.rand(1, 22, 19)})(torch.rand(1, 22, 19))
-    for scale in (0.0, -1.0, float("nan"), float("inf")):
+    for scale in (0.0, -1.0, float("nan"), float("inf"), 25):
         with pytest.raises(PplError, match="σ must be above 0"):
             Noise(scale)
     with pytest.raises(PplError, match="a mask must be"):
@@ -141,8 +198,13 @@ def test_refusals():
         Blurred(torch.ones(11, 11), 0.1).blur(torch.rand(1, 5, 5))
     with pytest.raises(PplError, match="stride must be from 1 to 4"):
         EPLL(prior, Noise(0.1), stride=5)
-    with pytest.raises(PplError, match="3 pixels along one side, but a patch has 4"):
-        split_half_quadratic(EPLL(prior, Noise(0.1)), torch.rand(1, 9, 3))
+    program = EPLL(prior, Noise(0.1))
+    for restore in (split_half_quadratic, anneal):
+        with pytest.raises(PplError, match=r"3 pixels along one side, but a patch has 4.*patches$"):
+            restore(program, torch.rand(1, 9, 3))
+        for planes in (torch.rand(9, 9), torch.rand(1, 3, 9, 9), torch.ones(1, 9, 9).int()):
+            with pytest.raises(PplError, match="planes must be floats"):
+                restore(program, planes)
 
 
 @pytest.mark.cuda

@@ -127,6 +127,34 @@ def test_no_steps_tell_the_log_joint_of_the_start():
     assert torch.equal(found.values["loc"], start)
 
 
+def test_the_global_random_state_is_left_alone():
+    def model():
+        pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    runs = [map_estimate(model, max_steps=0, seed=seed).values["loc"] for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_supports_that_move_with_other_latents_are_refused():
+    def model(x):
+        top = pyro.sample("top", dist.Gamma(2.0, 1.0))
+        place = pyro.sample("place", dist.Uniform(0.0, top))
+        pyro.sample("x", dist.Normal(place, 1.0), obs=x)
+
+    def scaled(x):
+        top = pyro.sample("top", dist.Gamma(2.0, 1.0))
+        share = pyro.sample("share", dist.Uniform(0.0, 1.0))
+        pyro.sample("x", dist.Normal(top * share, 1.0), obs=x)
+
+    with pytest.raises(ProgramError, match=r"support of site 'place' depends on other latents"):
+        map_estimate(model, torch.tensor(3.0))
+    assert set(map_estimate(scaled, torch.tensor(3.0)).values) == {"top", "share"}
+
+
 def test_refusals():
     def observed(x):
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)

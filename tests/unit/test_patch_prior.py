@@ -101,18 +101,6 @@ def test_fewer_pairs_are_the_density_without_the_other_covariances():
     assert torch.allclose(prior.log_joint(z, 0.01, 15), prior.log_joint(z, 0.01))
 
 
-def test_a_flat_tail_keeps_the_variance_and_its_share():
-    prior = random_prior()
-    flat = prior.with_flat_tail(0.9)
-    assert torch.allclose(flat.eigenvalues.sum(-1), prior.eigenvalues.sum(-1))
-    kept = (flat.eigenvalues == prior.eigenvalues).sum(-1)
-    assert bool(((kept > 1) & (kept < 15)).all())
-    share = (prior.eigenvalues.cumsum(-1) / prior.eigenvalues.sum(-1, keepdim=True))[0]
-    assert float(share[kept[0] - 1]) >= 0.9
-    with pytest.raises(PplError, match="energy"):
-        prior.with_flat_tail(0.0)
-
-
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-6), (torch.float16, 2e-3)])
 def test_safetensors_round_trip(tmp_path, dtype, error):
     prior = random_prior()
@@ -178,6 +166,13 @@ def test_refusals(tmp_path):
     values[2, -1] = -1e-9
     with pytest.raises(PplError, match=r"\[2\] are not positive definite.*to the diagonal"):
         PatchPrior(good.weights, values, good.eigenvectors)
+    for i, message in enumerate(("must be positive and finite", "not positive", "hold NaN")):
+        spectra = [x.clone() for x in (good.weights, good.eigenvalues, good.eigenvectors)]
+        spectra[i][(0,) * spectra[i].dim()] = torch.nan
+        with pytest.raises(PplError, match=message):
+            PatchPrior(*spectra)
+    with pytest.raises(PplError, match="NaN or infinity"):
+        PatchPrior.from_covariances(torch.ones(1), torch.full((1, 15, 15), torch.nan))
     with pytest.raises(PplError, match="D must be P² − 1"):
         PatchPrior.from_covariances(torch.ones(1), torch.eye(14).unsqueeze(0))
     with pytest.raises(PplError, match="weights must be positive"):

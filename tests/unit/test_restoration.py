@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
@@ -95,10 +97,22 @@ def test_refusals(photo, prior):
     for message, image in cases.items():
         with pytest.raises(PplError, match=message):
             denoise(make, image, 0.1)
-    with pytest.raises(PplError, match=r"above 0 and finite; given: 0"):
-        denoise(make, photo, 0)
-    with pytest.raises(PplError, match=r"above 0 and finite; estimated: 0"):
-        denoise(make, torch.zeros(1, 20, 20))
+    for sigma in (0, -1, float("nan"), 25):
+        with pytest.raises(PplError, match=r"above 0 and at most 1, in the image's unit; got"):
+            denoise(make, photo, sigma)
+        with pytest.raises(PplError, match=r"above 0 and at most 1, in the image's unit; got"):
+            add_noise(photo, sigma)
+    with pytest.raises(PplError, match=r"; 25 grey levels of 255 are 0\.098"):
+        denoise(make, photo, 25)
+    for level in (0.0, 99 / 255):
+        with pytest.raises(PplError, match=r"no noise is found .* give its scale: sigma"):
+            denoise(make, torch.full((1, 20, 20), level))
+    for num_pairs in (0, -3):
+        with pytest.raises(PplError, match="num_pairs must be at least 1"):
+            denoise(make, photo, 0.1, num_pairs=num_pairs)
+    for stride, method in itertools.product((0, 9), ("gradient", "splitting")):
+        with pytest.raises(PplError, match=r"stride must be from 1 to the patch size 8.*got \d$"):
+            denoise(make, photo, 0.1, stride=stride, method=method)
     with pytest.raises(PplError, match=r"unknown method 'gradent'\. Did you mean 'gradient'"):
         denoise(make, photo, 0.1, method="gradent")
     with pytest.raises(PplError, match="unknown way with colour"):
