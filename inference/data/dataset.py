@@ -39,6 +39,10 @@ class DataInfo:
     """log |dx/du| per dimension, where u are the integers that the originals count in: 0 for
     binary data, −log 256 for dequantized bytes in [0, 1]; None where a density of x says
     nothing of them."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the columns of fields (B, M) that hold several properties, such as factors."""
+    categorical: tuple[str, ...] = ()
+    """Columns whose values are mere names: no one is between two others."""
 
 
 class Split(Protocol):
