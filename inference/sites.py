@@ -27,6 +27,12 @@ def known_support(fn: Any) -> Constraint | None:
         return None
 
 
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution says that its support is discrete."""
+    support = known_support(fn)
+    return support is not None and bool(support.is_discrete)
+
+
 def innermost(fn: Any) -> Any:
     """A distribution without ``to_event``, ``expand`` and wrappers that change no density.
 

@@ -8,17 +8,20 @@ from inference.plotting.estimators import (
     estimator_variance,
     training_curves,
 )
+from inference.plotting.grids import animated, labelled_grid
 from inference.plotting.images import image_grid, reconstruction_grid, side_by_side, tile
 from inference.plotting.latents import latent_scatter, principal_plane
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
 
 __all__ = [
+    "animated",
     "component_means",
     "cost_frontier",
     "estimator_bias",
     "estimator_snr",
     "estimator_variance",
     "image_grid",
+    "labelled_grid",
     "latent_scatter",
     "learning_curves",
     "mixture_contours_2d",
