@@ -17,6 +17,7 @@ from inference import commands, photo_commands
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
+from inference.explore.command import explore_run
 from inference.parser import Parser, with_value
 from inference.report import format_number
 from inference.runs import FROM_DATA, options_for
@@ -45,6 +46,7 @@ USAGE = """usage: ppl COMMAND ...
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
   ppl reconstruct RUN                         data beside their reconstructions
+  ppl explore RUN --kind interpolation        walk through the latent space; --help tells the kinds
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
   ppl compare --checkpoint RUN [--out DIR]    the same before and after a run's training
   ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
@@ -284,6 +286,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "evaluate": _function_command(commands.evaluate_run, "evaluate"),
     "sample": _function_command(commands.sample_run, "sample"),
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
+    "explore": _function_command(explore_run, "explore"),
     "compare": _compare,
     "check": _check,
     "denoise": _function_command(photo_commands.denoise_photo, "denoise"),

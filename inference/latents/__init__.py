@@ -10,7 +10,14 @@ from inference.latents.attributes import (
     analogy,
     attribute_vector,
 )
-from inference.latents.codes import LatentSite, choose_site, encode_all, latent_sites, resynthesize
+from inference.latents.codes import (
+    LatentSite,
+    choose_site,
+    encode_all,
+    latent_sites,
+    resynthesize,
+    site_for,
+)
 from inference.latents.grids import manifold, vary_condition, vary_latent
 from inference.latents.neighbours import Neighbours, nearest_training
 from inference.latents.paths import interpolate, lerp, slerp, traverse
@@ -32,6 +39,7 @@ __all__ = [
     "manifold",
     "nearest_training",
     "resynthesize",
+    "site_for",
     "slerp",
     "traverse",
     "vary_condition",

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.data.dataset import Split
 from inference.densities import data_plate, is_local
 from inference.elbo.traces import sample_sites
 from inference.evaluation import as_batches
@@ -154,7 +155,7 @@ def sites_under(program: Program, batch: Batch, field: str = "x") -> dict[str, L
 @torch.no_grad()
 def encode_all(
     program: object,
-    batches: Iterable[Batch] | Batch,
+    batches: Iterable[Batch] | Batch | Split,
     *,
     site: str | None = None,
     num: int | None = None,

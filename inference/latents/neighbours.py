@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.data.dataset import Split
 from inference.evaluation import as_batches
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
@@ -29,7 +30,7 @@ class Neighbours(NamedTuple):
 
 @torch.no_grad()
 def nearest_training(
-    images: Tensor, batches: Iterable[Batch] | Batch, *, num: int = 1, field: str = "x"
+    images: Tensor, batches: Iterable[Batch] | Batch | Split, *, num: int = 1, field: str = "x"
 ) -> Neighbours:
     """The training images nearest to these.
 

@@ -8,7 +8,7 @@ from inference.plotting.estimators import (
     estimator_variance,
     training_curves,
 )
-from inference.plotting.grids import animated, labelled_grid
+from inference.plotting.grids import animated, labelled_grid, labelled_grids
 from inference.plotting.images import image_grid, reconstruction_grid, side_by_side, tile
 from inference.plotting.latents import latent_scatter, principal_plane
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
@@ -22,6 +22,7 @@ __all__ = [
     "estimator_variance",
     "image_grid",
     "labelled_grid",
+    "labelled_grids",
     "latent_scatter",
     "learning_curves",
     "mixture_contours_2d",

@@ -20,6 +20,10 @@ CELL = 0.62
 """Inches of an image's longer side."""
 
 
+Grid = tuple[Array, Sequence[str], Sequence[str], str]
+"""Images (R, T, C, H, W) in [0, 1], names of rows (R or none), of columns, and a title."""
+
+
 def labelled_grid(
     images: Array,
     rows: Sequence[str] = (),
@@ -39,24 +43,45 @@ def labelled_grid(
         row_title: what the rows are, at the left.
         column_title: what the columns are, below.
     """
-    num_rows, num_columns, _, height, width = images.shape
-    sheet = tile(images.reshape(-1, *images.shape[2:]), num_columns)
-    inch = min(CELL, 9 / num_columns) / max(height, width)  # of a pixel
-    sides = 0.4 + 0.075 * max((len(name) for name in rows), default=0)
-    above = 0.45 + 0.16 * (title.count("\n") + len(columns and columns[0].split("\n")))
-    size = (sheet.shape[1] * inch + sides, sheet.shape[0] * inch + above)
-    figure = Figure(figsize=(max(size[0], 3.2), size[1]), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks(_middles(num_columns, width) if columns else [], columns, fontsize=8)
-    axes.set_yticks(_middles(num_rows, height) if rows else [], rows, fontsize=8)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.set(frame_on=False)
-    axes.set_xlabel(column_title, fontsize=9)
-    axes.set_ylabel(row_title, fontsize=9)
-    if title:
+    figure = labelled_grids([(images, rows, columns, title)])
+    figure.axes[0].set_xlabel(column_title, fontsize=9)
+    figure.axes[0].set_ylabel(row_title, fontsize=9)
+    return figure
+
+
+def labelled_grids(grids: Sequence[Grid]) -> Figure:
+    """Several such grids beside each other.
+
+    Args:
+        grids: images, names of rows and columns, title of each.
+    """
+    sizes = [_size(*grid) for grid in grids]
+    width, height = sum(w for w, _ in sizes), max(h for _, h in sizes)
+    figure = Figure(figsize=(max(width, 3.2), height), layout="constrained")
+    widths = [w for w, _ in sizes]
+    places = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
+    for axes, (images, rows, columns, title) in zip(places, grids, strict=True):
+        num_columns, side = images.shape[1], images.shape[-2:]
+        sheet = tile(images.reshape(-1, *images.shape[2:]), num_columns)
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xticks(_middles(num_columns, side[1]) if columns else [], columns, fontsize=8)
+        axes.set_yticks(_middles(len(images), side[0]) if rows else [], rows, fontsize=8)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.set(frame_on=False)
         axes.set_title(title, fontsize=10)
     return figure
+
+
+def _size(
+    images: Array, rows: Sequence[str], columns: Sequence[str], title: str
+) -> tuple[float, float]:
+    """Inches of a grid, wide and high, with its names."""
+    num_rows, num_columns, _, height, width = images.shape
+    inch = min(CELL, 9 / num_columns) / max(height, width)  # of a pixel
+    lines = 1 + title.count("\n") + max((1 + name.count("\n") for name in columns), default=0)
+    beside = max((len(part) for name in rows for part in name.split("\n")), default=0)
+    across = num_columns * (width + 1) * inch + 0.4 + 0.075 * beside
+    return across, num_rows * (height + 1) * inch + 0.3 + 0.16 * lines
 
 
 def _middles(number: int, side: int) -> Array:
