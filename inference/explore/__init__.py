@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from inference.explore.components import disentangling
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
 from inference.explore.result import Exploration
 from inference.explore.walks import interpolation, manifold, traversal
@@ -21,6 +22,7 @@ KINDS: dict[str, Callable[..., Exploration]] = {
     "resynthesis": resynthesis,
     "nearest": nearest,
     "classes": classes,
+    "disentanglement": disentangling,
 }
 """What ``--kind`` names."""
 

@@ -87,9 +87,13 @@ def traversal(
     found = latents.traverse(
         run.program, wanted, batch=batch, given=given, site=chosen.name, num_steps=steps
     )
-    columns = [f"{d:+.2g}σ" if abs(d) > 1e-9 else "0" for d in np.linspace(-3, 3, steps)]
     rows = [f"{chosen.name}[{i}]" for i in wanted]
     start = f"the code of {split} image {images[0]}" if images else "the prior's mean"
     title = f"{run.program.name}: one component at a time, from {start}"
-    figure = labelled_grid(pictures(found), rows, columns, title)
+    figure = labelled_grid(pictures(found), rows, deviations(steps), title)
     return Exploration(figure, pictures(found.transpose(0, 1)), {"components": len(wanted)})
+
+
+def deviations(steps: int) -> list[str]:
+    """Names of the steps of a traversal."""
+    return [f"{d:+.2g}σ" if abs(d) > 1e-9 else "0" for d in np.linspace(-3, 3, steps)]

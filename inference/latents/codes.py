@@ -159,6 +159,7 @@ def encode_all(
     *,
     site: str | None = None,
     num: int | None = None,
+    draw: str = "mean",
     field: str = "x",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The codes of a data set at one latent site, and its other fields.
@@ -168,10 +169,11 @@ def encode_all(
         batches: a split, batches, or one batch.
         site: name; the one with the most components when left out.
         num: the first so many data; all when left out.
+        draw: ``mean`` of q(z | x), or a ``sample``.
         field: the observed site.
 
     Returns:
-        Means of q(z | x), (N, ...), and the fields other than ``field`` by name, (N, ...);
+        Codes (N, ...), and the fields other than ``field`` by name, (N, ...);
         on the CPU.
 
     Raises:
@@ -182,7 +184,9 @@ def encode_all(
     chosen: LatentSite | None = None
     for batch in as_batches(batches):
         chosen = chosen or site_for(program, batch, site, field)[1]
-        codes.append(local_codes(program, batch, {chosen.name: chosen})[chosen.name].cpu())
+        codes.append(
+            local_codes(program, batch, {chosen.name: chosen}, draw=draw)[chosen.name].cpu()
+        )
         for name, value in batch.items():
             if name != field:
                 rest.setdefault(name, []).append(value.cpu())

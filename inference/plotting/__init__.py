@@ -1,6 +1,7 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
 from inference.plotting.curves import learning_curves, mode_search
+from inference.plotting.disentanglement import traversals_with_information
 from inference.plotting.estimators import (
     cost_frontier,
     estimator_bias,
@@ -33,4 +34,5 @@ __all__ = [
     "side_by_side",
     "tile",
     "training_curves",
+    "traversals_with_information",
 ]

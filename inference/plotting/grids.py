@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -55,24 +56,31 @@ def labelled_grids(grids: Sequence[Grid]) -> Figure:
     Args:
         grids: images, names of rows and columns, title of each.
     """
-    sizes = [_size(*grid) for grid in grids]
+    sizes = [grid_size(*grid) for grid in grids]
     width, height = sum(w for w, _ in sizes), max(h for _, h in sizes)
     figure = Figure(figsize=(max(width, 3.2), height), layout="constrained")
     widths = [w for w, _ in sizes]
     places = figure.subplots(1, len(grids), squeeze=False, width_ratios=widths)[0]
     for axes, (images, rows, columns, title) in zip(places, grids, strict=True):
-        num_columns, side = images.shape[1], images.shape[-2:]
-        sheet = tile(images.reshape(-1, *images.shape[2:]), num_columns)
-        axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_xticks(_middles(num_columns, side[1]) if columns else [], columns, fontsize=8)
-        axes.set_yticks(_middles(len(images), side[0]) if rows else [], rows, fontsize=8)
-        axes.tick_params(length=0, labeltop=True, labelbottom=False)
-        axes.set(frame_on=False)
-        axes.set_title(title, fontsize=10)
+        draw_grid(axes, images, rows, columns, title)
     return figure
 
 
-def _size(
+def draw_grid(
+    axes: Axes, images: Array, rows: Sequence[str], columns: Sequence[str], title: str
+) -> None:
+    """A labelled grid into axes; arguments as in :func:`labelled_grid`."""
+    num_columns, side = images.shape[1], images.shape[-2:]
+    sheet = tile(images.reshape(-1, *images.shape[2:]), num_columns)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_xticks(_middles(num_columns, side[1]) if columns else [], columns, fontsize=8)
+    axes.set_yticks(_middles(len(images), side[0]) if rows else [], rows, fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set(frame_on=False)
+    axes.set_title(title, fontsize=10)
+
+
+def grid_size(
     images: Array, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> tuple[float, float]:
     """Inches of a grid, wide and high, with its names."""
