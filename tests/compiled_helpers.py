@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference.devices import make_fabric
 from inference.graphs import trace
-from inference.handlers import KLWarmup
+from inference.handlers import Handler, KLWarmup
 from inference.parameters import trained
 from inference.priming import prime
 from inference.step import SVIStep
@@ -36,6 +36,7 @@ def step_of(
     x,
     *,
     kl_warmup: KLWarmup | None = None,
+    handlers: Sequence[Handler] = (),
     make_optimizer: Optimizers = sgd,
     device: str = "cpu",
     **options,
@@ -46,11 +47,11 @@ def step_of(
     choose_vectorization(estimator, program, batch, traces, batch_size(batch))
     estimator.prepare(traces)
     estimator.state.to(batch["x"].device)
-    warmup = KLWarmup(0) if kl_warmup is None else kl_warmup
+    handlers = [KLWarmup(0) if kl_warmup is None else kl_warmup, *handlers]
     optimizer = make_optimizer(trained(program, estimator))
     fabric = make_fabric(device)
     every = {"compile_worth": bool} | options
-    return SVIStep(program, estimator, optimizer, fabric, warmup, batch_size(batch), **every)
+    return SVIStep(program, estimator, optimizer, fabric, handlers, batch_size(batch), **every)
 
 
 def outcome(step: SVIStep, run: Callable, x: Tensor, seed: int = 5) -> list[Tensor]:
