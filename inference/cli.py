@@ -180,7 +180,7 @@ def _add_fit_options(parser: Parser) -> None:
     for name, text in names.items():
         parser.add_argument(f"--{name}", type=str, default=defaults[name].default, help=text)
     parser.add_function_arguments(
-        fit, skip={"program", "data", "run_dir", "resume", "loggers", *names}
+        fit, skip={"program", "data", "run_dir", "resume", "loggers", "handlers", *names}
     )
 
 

@@ -27,9 +27,9 @@ DRAWS = ("mean", "sample")
 
 
 def _value(site: Any, draw: str) -> Tensor:
-    """A site's mean where it has one and it was asked for, else its value."""
+    """A site's mean where it has one and it was asked for, else its value (of a class, say)."""
     mean = known_mean(site["fn"]) if draw == "mean" else None
-    return site["value"] if mean is None else mean
+    return site["value"] if mean is None or bool(mean.isnan().any()) else mean
 
 
 def _check(draw: str) -> None:
@@ -90,7 +90,7 @@ def reconstruct(
         if enumerates(traces):
             traces = posterior_draw(traces, program.run_model, (batch,), {})
         return {
-            name: _value(site, "mean") if draw == "mean" else site["fn"].sample()
+            name: _value(site | {"value": site["fn"].sample()}, draw)
             for name, site in sample_sites(traces.model)
             if site["is_observed"] and name in batch
         }

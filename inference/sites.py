@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent
@@ -45,7 +45,10 @@ def innermost(fn: Any) -> Any:
 
 def family(fn: Any) -> str:
     """Name of a distribution, without the wrappers that change no density."""
-    return type(innermost(fn)).__name__
+    inner = innermost(fn)
+    name = type(inner).__name__
+    partial = isinstance(inner, MaskedDistribution) or getattr(inner, "is_partial", False)
+    return f"{name} {family(inner.base_dist)}" if partial else name
 
 
 def is_point(fn: Any) -> bool:

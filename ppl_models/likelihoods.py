@@ -9,6 +9,7 @@ Shapes: B data, C H W image.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -52,6 +53,14 @@ class Likelihood(nn.Module):
     def output_shape(self) -> torch.Size:
         """What one datum's decoder output must look like: ``(num_outputs, *event_shape)``."""
         return torch.Size((self.num_outputs, *self.event_shape))
+
+    def resized(self, event_shape: Sequence[int]) -> Likelihood:
+        """The same, with the same parameters, for data of another shape."""
+        if torch.Size(event_shape) == self.event_shape:
+            return self
+        twin = copy.copy(self)  # shares the tables of parameters
+        twin.event_shape = torch.Size(event_shape)
+        return twin
 
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The ``num_outputs`` parameter maps, each ``(..., *event_shape)``, in full precision."""

@@ -17,7 +17,10 @@ from inference.contract import CHECKS
 from inference.runs import build_for
 from inference.testing import check_program
 from ppl_models import CATALOG, Program, ProgramError
+from ppl_models.latent_priors import LATENT_PRIORS, MIXED
 from ppl_models.likelihoods import LIKELIHOODS
+from ppl_models.posteriors import POSTERIORS
+from ppl_models.vae import VAE
 
 X = torch.randn(6)
 
@@ -25,6 +28,8 @@ X = torch.randn(6)
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_catalog_keeps_it(name):
     data = load_data("digits")
+    if name == "cvae_completion":  # its pixels are bits
+        data = load_data("digits", binarize="threshold")
     program = build_for(name, {}, data.info)
     results = check_program(program, next(iter(data.train.batches(6))))
     assert [r.name for r in results] == ["runs", *CHECKS]
@@ -33,6 +38,20 @@ def test_the_catalog_keeps_it(name):
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood_keeps_it(likelihood):
     check_program(tiny_vae(likelihood), {"x": tiny_images(5, binary=likelihood == "bernoulli")})
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior"),
+    [
+        (posterior, prior)
+        for posterior in POSTERIORS
+        for prior in LATENT_PRIORS
+        if prior != "vamp" or posterior in MIXED
+    ],
+)
+def test_every_posterior_and_prior_keep_it(posterior, prior):
+    vae = VAE((1, 4, 4), 3, (8,), "bernoulli", posterior, prior, 4, beta=2.0)
+    check_program(vae, {"x": tiny_images(5)})
 
 
 @pytest.mark.parametrize(
