@@ -18,12 +18,13 @@ from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
 from inference.explore.command import explore_run
-from inference.parser import Parser, with_value
-from inference.report import format_number
+from inference.parser import Parser, several_values, with_value
+from inference.report import print_table
 from inference.runs import FROM_DATA, options_for
 from inference.settings import SCHEDULES
 from inference.signals import TrainingInterrupted
 from inference.svi import fit
+from inference.sweep import sweep_command
 from ppl_models.catalog import resolve
 from ppl_models.errors import PplError, UnknownNameError, describe
 
@@ -43,6 +44,7 @@ USAGE = """usage: ppl COMMAND ...
   ppl list                                    models, data sets, estimators
   ppl train MODEL --data DATA [--out RUN]     train, evaluate, draw; --help tells the options
   ppl train --resume RUN                      go on with a run
+  ppl sweep MODEL --model.beta 0.5,1,2 ...    a run a value of an option; rate against distortion
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
   ppl reconstruct RUN                         data beside their reconstructions
@@ -109,25 +111,6 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def print_table(numbers: dict[str, Any]) -> None:
-    """Names and values, aligned; tables within tables one below the other."""
-    for name, value in numbers.items():
-        if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
-            print(f"{name}:")
-            width = max(map(len, value))
-            print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
-    flat = {
-        k: v for k, v in numbers.items() if v is not None and v is not False and not _is_table(v)
-    }
-    width = max(map(len, flat), default=0)
-    for name, value in flat.items():
-        print(f"{name:<{width}}  {format_number(value)}")
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-
-
 def _function_command(function: Callable[..., Any], name: str) -> Callable[[list[str]], Any]:
     """A command of a function; its options that are False if left out are flags."""
     parameters = inspect.signature(function).parameters.values()
@@ -152,9 +135,37 @@ def _help_of(function: Callable[..., Any], option: str) -> str:
 def _train(argv: list[str]) -> Any:
     if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
         return _resume(argv)
-    parser, argv = _program_parser("train", with_value("--compile", "true", argv))
+    parser, argv = _training_parser("train", argv)
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    config = _plain(parser.parse(argv))
+    out, overwrite = config.pop("out"), config.pop("overwrite")
+    folder = Path(out) if out else _free_folder(config["program"], config["data"])
+    return commands.train(config, folder, overwrite=overwrite)
+
+
+def _sweep(argv: list[str]) -> Any:
+    asks = bool({"-h", "--help"} & set(argv))
+    option, lines = ("", [argv]) if asks else several_values(argv)
+    configs = []
+    for line in lines:
+        parser, line = _training_parser("sweep", line)
+        parser.description = (
+            "Train a program for several values of one option, given as --model.beta 0.5,1,2: a "
+            "run folder each, and the rate-distortion curve. The same command goes on with it."
+        )
+        parser.add_argument("--out", type=str, required=True, help="folder of the runs")
+        configs.append(_plain(parser.parse(line)))
+    out = Path([config.pop("out") for config in configs].pop())
+    setting = option.removeprefix("--")
+    part, _, name = setting.rpartition(".")
+    values = [(config[part] if part else config)[name] for config in configs]
+    return sweep_command(configs[0], setting, values, out)
+
+
+def _training_parser(command: str, argv: list[str]) -> tuple[Parser, list[str]]:
+    """A parser of a program, its data and all of its training."""
+    parser, argv = _program_parser(command, with_value("--compile", "true", argv))
     parser.add_argument(
         "--method",
         choices=tuple(commands.METHODS),
@@ -162,11 +173,7 @@ def _train(argv: list[str]) -> Any:
         help="svi, or em: Gaussian mixtures in closed form, an epoch an iteration",
     )
     _add_fit_options(parser)
-    config = parser.parse(argv)
-    config = _plain(config)
-    out, overwrite = config.pop("out"), config.pop("overwrite")
-    folder = Path(out) if out else _free_folder(config["program"], config["data"])
-    return commands.train(config, folder, overwrite=overwrite)
+    return parser, argv
 
 
 def _add_fit_options(parser: Parser) -> None:
@@ -283,6 +290,7 @@ def _free_folder(program: str, data: str) -> Path:
 SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "list": lambda argv: commands.list_all(),
     "train": _train,
+    "sweep": _sweep,
     "evaluate": _function_command(commands.evaluate_run, "evaluate"),
     "sample": _function_command(commands.sample_run, "sample"),
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),

@@ -65,12 +65,18 @@ def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numb
         out: the run folder.
         overwrite: replace a run that is there.
     """
-    config = config | {"program": locate(config["program"])}
-    if Path(config["data"]).exists():
-        config["data"] = str(Path(config["data"]).resolve())
+    config = settled(config)
     with new_run(out, config, overwrite=overwrite):
         _fit(config, out, resume=False)
     return _finish(config, out)
+
+
+def settled(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with absolute paths, so that it holds from any folder."""
+    config = config | {"program": locate(config["program"])}
+    if Path(config["data"]).exists():
+        config["data"] = str(Path(config["data"]).resolve())
+    return config
 
 
 def resume(out: Path, changes: dict[str, Any]) -> Numbers:

@@ -191,6 +191,25 @@ def format_number(value: Any) -> str:
     return str(value)
 
 
+def print_table(numbers: dict[str, Any]) -> None:
+    """Names and values, aligned; tables within tables one below the other."""
+    for name, value in numbers.items():
+        if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
+            print(f"{name}:")
+            width = max(map(len, value))
+            print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
+    flat = {
+        k: v for k, v in numbers.items() if v is not None and v is not False and not _is_table(v)
+    }
+    width = max(map(len, flat), default=0)
+    for name, value in flat.items():
+        print(f"{name:<{width}}  {format_number(value)}")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;

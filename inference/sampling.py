@@ -5,7 +5,6 @@ Shapes: B data, S draws.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from inference.sites import is_discrete, known_mean
 from inference.summed_out import enumerates, posterior_draw
 from inference.weights import evaluation_mode
 from ppl_models.errors import PplError, UnknownNameError
-from ppl_models.program import Batch, Program, as_program
+from ppl_models.program import Batch, as_program
 
 DRAWS = ("mean", "sample")
 
@@ -203,26 +202,8 @@ def prior_trace(
         seed: of the draws; the global random state is left as it was.
 
     Raises:
-        PplError: the model needs a field that is not given.
-        ProgramError: the model takes no ``size``.
+        ProgramError: the model takes no ``size``, or needs a field that is not given.
     """
     program = as_program(program)
-    _check_given(program, given or {})
     with evaluation_mode(program), isolated_rng(seed), program.scope(), _Held(held or {}, at_mean):
         return poutine.trace(program.draw_prior).get_trace(size, given)
-
-
-def _check_given(program: Program, given: Batch) -> None:
-    parameters = inspect.signature(program.model).parameters
-    missing = [
-        name
-        for name in program.fields
-        if name in parameters
-        and parameters[name].default is inspect.Parameter.empty
-        and name not in given
-    ]
-    if missing:
-        raise PplError(
-            f"the model of {program.name} cannot be run without its field(s) "
-            f"{', '.join(map(repr, missing))}; give them: given={{{missing[0]!r}: ...}}"
-        )

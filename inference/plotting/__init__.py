@@ -1,6 +1,6 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
-from inference.plotting.curves import learning_curves, mode_search
+from inference.plotting.curves import learning_curves, mode_search, rate_distortion
 from inference.plotting.disentanglement import traversals_with_information
 from inference.plotting.estimators import (
     cost_frontier,
@@ -30,6 +30,7 @@ __all__ = [
     "mixture_density_1d",
     "mode_search",
     "principal_plane",
+    "rate_distortion",
     "reconstruction_grid",
     "side_by_side",
     "tile",

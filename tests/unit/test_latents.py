@@ -156,7 +156,7 @@ def test_a_model_that_needs_labels_or_data_says_so():
         def model(self, x, y, *, size=1):
             return super().model(x, y, size=size)
 
-    with pytest.raises(PplError, match=r"without its field\(s\) 'x', 'y'"):
+    with pytest.raises(PplError, match=r"names the field\(s\) 'x', 'y', which"):
         decode(Needs(), {"z": torch.zeros(1, 2)})
     with pytest.raises(ProgramError, match="cannot be sampled"):
         latent_sites(EnumeratedMixtureWithDefault())
