@@ -276,6 +276,8 @@ class _Totals:
         )
 
     def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:
+        if self.discrete:  # a probability of the data as they are
+            log_jacobian = log_jacobian or 0.0
         if nats is None or log_jacobian is None:
             return None
         if log_jacobian == 0.0 and not self.discrete:

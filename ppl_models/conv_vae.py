@@ -52,6 +52,7 @@ class ConvVAE(VAE):
         prior_components: of a learned prior.
         beta: weight of the rate in training.
         activation: between layers.
+        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ConvVAE(VAE):
         prior_components: int = 50,
         beta: float = 1.0,
         activation: str = "relu",
+        levels: int | None = None,
     ) -> None:
         check_channels(channels)
         super().__init__(
@@ -77,6 +79,7 @@ class ConvVAE(VAE):
             prior_components,
             beta,
             activation,
+            levels,
         )
 
     def make_networks(
@@ -100,6 +103,7 @@ class ConvGridVAE(VAE):
         likelihood: a name of ``LIKELIHOODS``.
         beta: weight of the rate in training.
         activation: between layers.
+        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
     """
 
     zero: Tensor
@@ -112,10 +116,17 @@ class ConvGridVAE(VAE):
         likelihood: str = "normal_shared_scale",
         beta: float = 1.0,
         activation: str = "relu",
+        levels: int | None = None,
     ) -> None:
         check_channels(channels)
         super().__init__(
-            x_shape, latent_dim, channels, likelihood, beta=beta, activation=activation
+            x_shape,
+            latent_dim,
+            channels,
+            likelihood,
+            beta=beta,
+            activation=activation,
+            levels=levels,
         )
         self.num_halvings = len(channels)
         self.register_buffer("zero", torch.zeros(()), persistent=False)

@@ -8,7 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import BernoulliToy, GaussianToy, GlobalMean, LinearVAE, tiny_images, tiny_vae
+from programs import (
+    BernoulliToy,
+    GaussianToy,
+    GlobalMean,
+    LinearVAE,
+    images_for,
+    tiny_images,
+    tiny_vae,
+)
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -27,9 +35,8 @@ X = torch.randn(6)
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_catalog_keeps_it(name):
-    data = load_data("digits")
-    if name == "cvae_completion":  # its pixels are bits
-        data = load_data("digits", binarize="threshold")
+    bits = "threshold" if name == "cvae_completion" else "none"
+    data = load_data("digits", binarize=bits)
     program = build_for(name, {}, data.info)
     results = check_program(program, next(iter(data.train.batches(6))))
     assert [r.name for r in results] == ["runs", *CHECKS]
@@ -37,7 +44,7 @@ def test_the_catalog_keeps_it(name):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood_keeps_it(likelihood):
-    check_program(tiny_vae(likelihood), {"x": tiny_images(5, binary=likelihood == "bernoulli")})
+    check_program(tiny_vae(likelihood), {"x": images_for(likelihood, 5)})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compiled_helpers import batch_of, outcome, step_of, traced
-from programs import BernoulliToy, EnumeratedMixture, LinearVAE, tiny_images, tiny_vae
+from programs import BernoulliToy, EnumeratedMixture, LinearVAE, images_for, tiny_images, tiny_vae
 from unit.test_compiled import Normed
 from unit.test_fit_estimators import DISCRETE, TinyBits
 
@@ -57,7 +57,8 @@ def test_every_estimator(name, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_program_of_the_catalog(name, dtype):
-    data = load_data("digits")
+    bits = "threshold" if name == "cvae_completion" else "none"
+    data = load_data("digits", binarize=bits)
     program = build_for(name, {}, data.info)
     batch = next(iter(data.train.batches(6)))
     agreement(
@@ -78,7 +79,7 @@ def test_posteriors_and_priors(posterior, prior, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood(likelihood, dtype):
-    x = tiny_images(5, binary=likelihood == "bernoulli")
+    x = images_for(likelihood, 5)
     agreement(tiny_vae(likelihood), make_estimator("analytic_kl"), x, dtype)
 
 
