@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from inference.explore.components import disentangling
+from inference.explore.components import disentangling, posterior
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
 from inference.explore.result import Exploration
 from inference.explore.walks import interpolation, manifold, traversal
@@ -23,6 +23,7 @@ KINDS: dict[str, Callable[..., Exploration]] = {
     "nearest": nearest,
     "classes": classes,
     "disentanglement": disentangling,
+    "posterior": posterior,
 }
 """What ``--kind`` names."""
 

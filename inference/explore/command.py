@@ -42,8 +42,9 @@ def explore_run(
     Kinds: manifold (plane of two components), interpolation (between images), traversal (one
     component at a time), attribute (a property added), analogy (a : b = c : ?), resynthesis
     (images from outside), nearest (training images nearest to samples), classes (label fixed,
-    latent fixed), disentanglement (traversals and MIG, DCI, SAP, of data with known factors). An
-    option that a kind has no use for is refused.
+    latent fixed), disentanglement (traversals and MIG, DCI, SAP, of data with known factors),
+    posterior (codes of all data against the prior). An option that a kind has no use for is
+    refused.
 
     Args:
         run: folder of the run.

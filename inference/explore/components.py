@@ -1,4 +1,4 @@
-"""The kind of exploration that asks what each latent component stands for.
+"""Kinds of exploration of the code as a whole: what its components tell, and where codes lie.
 
 Shapes: D components, M factors.
 """
@@ -9,10 +9,11 @@ import numpy as np
 
 from inference import latents
 from inference.disentanglement import disentanglement
-from inference.explore.choice import pick, pictures
+from inference.explore.choice import device_of, pick, pictures
 from inference.explore.result import Exploration
 from inference.explore.walks import MOST_ROWS, deviations
-from inference.plotting import traversals_with_information
+from inference.latents.codes import conditions
+from inference.plotting import posterior_against_prior, traversals_with_information
 from inference.runs import Run
 
 
@@ -62,3 +63,24 @@ def disentangling(
         f"{run.program.name} on {info.name}: {scores}",
     )
     return Exploration(figure, pictures(walks.transpose(0, 1)), found.to_dict())
+
+
+def posterior(
+    run: Run, *, split: str = "test", site: str | None = None, seed: int = 0
+) -> Exploration:
+    """Where codes of data lie (one draw a datum), and where the prior would have them."""
+    part = run.data.split(split)
+    codes, fields = latents.encode_all(run.program, part, site=site, draw="sample")
+    given = {k: v.to(device_of(run)) for k, v in conditions(run.program, fields).items()}
+    prior = latents.prior_codes(run.program, len(codes), site=site, given=given, seed=seed)
+    z, drawn = (value.flatten(1).double().cpu().numpy() for value in (codes, prior))
+    labels = fields["y"].numpy() if "y" in fields else None
+    figure = posterior_against_prior({run.program.name: z}, drawn, labels)
+    apart = np.abs(z.mean(0) - drawn.mean(0)) / drawn.std(0)
+    numbers = {
+        "data": len(z),
+        "mean_away": float(apart.max()),
+        "widest": float((z.std(0) / drawn.std(0)).max()),
+        "narrowest": float((z.std(0) / drawn.std(0)).min()),
+    }
+    return Exploration(figure, numbers=numbers)

@@ -15,6 +15,7 @@ from inference.latents.codes import (
     choose_site,
     encode_all,
     latent_sites,
+    prior_codes,
     resynthesize,
     site_for,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "lerp",
     "manifold",
     "nearest_training",
+    "prior_codes",
     "resynthesize",
     "site_for",
     "slerp",

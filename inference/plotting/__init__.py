@@ -11,7 +11,11 @@ from inference.plotting.estimators import (
 )
 from inference.plotting.grids import animated, labelled_grid, labelled_grids
 from inference.plotting.images import image_grid, reconstruction_grid, side_by_side, tile
-from inference.plotting.latents import latent_scatter, principal_plane
+from inference.plotting.latents import (
+    latent_scatter,
+    posterior_against_prior,
+    principal_plane,
+)
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "mixture_contours_2d",
     "mixture_density_1d",
     "mode_search",
+    "posterior_against_prior",
     "principal_plane",
     "rate_distortion",
     "reconstruction_grid",

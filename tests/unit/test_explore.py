@@ -26,7 +26,12 @@ from inference.explore.choice import (
     with_and_without,
 )
 from inference.explore.command import explore_run
-from inference.plotting import animated, labelled_grid, labelled_grids
+from inference.plotting import (
+    animated,
+    labelled_grid,
+    labelled_grids,
+    posterior_against_prior,
+)
 from inference.runs import load_run
 from ppl_models.errors import PplError, UnknownNameError
 
@@ -139,6 +144,33 @@ def test_the_command_writes_png_and_gif_and_says_where(run, capsys, tmp_path):
     alone = tmp_path / "walk.gif"
     assert main([*words[:-1], "--out", str(alone)]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["walk.gif"]
+
+
+@pytest.mark.parametrize("which", ["run", "conditional"])
+def test_the_codes_of_data_are_shown_against_the_prior(which, request):
+    opened = load_run(request.getfixturevalue(which))
+    found = explore(opened, "posterior")
+    above, below = found.figure.axes
+    assert len(above.collections[0].get_offsets()) == 180
+    assert [t.get_text() for t in below.get_legend().get_texts()] == ["prior", "codes"]
+    assert found.numbers["data"] == 180
+    assert 0 < found.numbers["narrowest"] <= found.numbers["widest"]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_codes_over_a_prior_of_any_dimension(dim):
+    draw = np.random.default_rng(0)
+    codes = draw.normal(size=(100, dim)) * (1 + np.arange(dim)) + 4
+    figure = posterior_against_prior({"a": codes, "b": codes / 2}, draw.normal(size=(300, dim)))
+    above, _, below, _ = figure.axes
+    widest = codes[:, [max(0, dim - 2), dim - 1]] if dim > 1 else codes * [[1, 0]]
+    np.testing.assert_allclose(np.asarray(above.collections[0].get_offsets()), widest)
+    prior, shown = below.containers
+    np.testing.assert_allclose(shown.lines[0].get_ydata(), codes.mean(0))
+    ends = np.array([segment[:, 1] for segment in shown.lines[2][0].get_segments()])
+    np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 4 * codes.std(0))
+    assert len(prior.lines[0].get_ydata()) == dim
+    figure.savefig(io.BytesIO())
 
 
 def test_help_tells_the_kinds(capsys):
