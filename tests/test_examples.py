@@ -15,6 +15,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {
     "first_steps.py": ["--epochs", "2"],
+    "latent_space.py": ["--data", "digits", "--epochs", "1", "--betas", "0.5", "4"],
+    "why_blurry.py": ["--data", "digits", "--epochs", "1"],
     "restore_photograph.py": ["--steps", "2", "--side", "40"],
 }
 """Arguments that make each script short."""
