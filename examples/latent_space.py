@@ -20,38 +20,36 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from inference import evaluate, fit, latents, load_data
+from inference import FitResult, evaluate, fit, latents, load_data
 from inference.devices import seed_all
 from inference.explore import explore
 from inference.plotting import labelled_grid, labelled_grids, posterior_against_prior
-from inference.runs import Run, build_for
+from inference.runs import build_for
 from inference.sampling import sample
 from inference.sweep import sweep
 
 
-def train(name: str, data: str, epochs: int, *, binarize: str = "dynamic", **arguments: Any) -> Run:
-    """A trained program of the catalog, as an open run."""
-    loaded = load_data(data, binarize=binarize)
+def train(name: str, data: str, epochs: int, **arguments: Any) -> FitResult:
+    """A trained program of the catalog, of images as draws of their grey levels."""
+    loaded = load_data(data, binarize="dynamic")
     seed_all(0)
     program = build_for(name, arguments, loaded.info)
     fitted = fit(program, loaded, epochs=epochs, kl_warmup=epochs / 8, lr_schedule="cosine")
-    print(f"{name} {arguments} on {data}: {evaluate(fitted.program, fitted.data.test).elbo:.1f}")
-    return Run(Path(), {}, fitted.program, fitted.data, epochs)
+    found = evaluate(fitted.program, fitted.data.test)
+    print(f"{name} {arguments} on {data}: {found.elbo:.1f} nats", flush=True)
+    return fitted
 
 
 def random_decoding(args: argparse.Namespace) -> dict[str, Figure]:
     """No guarantee that the codes of an autoencoder cover the source distribution."""
     grids, codes = [], {}
     for name in ("autoencoder", "vae"):
-        likelihood = {"autoencoder": "normal", "vae": "normal_shared_scale"}[name]
-        run = train(
-            name, args.data, args.epochs, binarize="none", latent_dim=10, likelihood=likelihood
-        )
+        run = train(name, args.data, args.epochs, latent_dim=10, likelihood="bernoulli")
         drawn = sample(run.program, 64)["x"].cpu().numpy()
         grids.append((drawn.reshape(8, 8, *drawn.shape[1:]), [], [], f"{name}: random z decoded"))
         found, fields = latents.encode_all(run.program, run.data.test, draw="sample")
         codes[name] = found.numpy()
-    prior = latents.prior_codes(run.program, 2000).cpu().numpy()
+    prior = latents.prior_codes(run.program, 5000).cpu().numpy()
     labels = fields["y"].numpy()
     return {
         "random_codes": labelled_grids(grids),
@@ -77,7 +75,7 @@ def walks_and_edits(args: argparse.Namespace) -> dict[str, Figure]:
     }
 
 
-def lerp_and_slerp(run: Run, num: int = 4) -> Figure:
+def lerp_and_slerp(run: FitResult, num: int = 4) -> Figure:
     """The same walks, straight and along great circles."""
     batch = next(iter(run.data.test.batches(num + 1)))
     ways = {m: latents.interpolate(run.program, batch, method=m) for m in ("lerp", "slerp")}

@@ -8,9 +8,8 @@ from typing import Any
 
 from inference.explore.components import disentangling, posterior
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
-from inference.explore.result import Exploration
+from inference.explore.result import Explorable, Exploration
 from inference.explore.walks import interpolation, manifold, traversal
-from inference.runs import Run
 from ppl_models.errors import PplError, UnknownNameError
 
 KINDS: dict[str, Callable[..., Exploration]] = {
@@ -28,11 +27,11 @@ KINDS: dict[str, Callable[..., Exploration]] = {
 """What ``--kind`` names."""
 
 
-def explore(run: Run, kind: str, **options: Any) -> Exploration:
-    """Explore the latent space of an open run.
+def explore(run: Explorable, kind: str, **options: Any) -> Exploration:
+    """Explore the latent space of a trained program.
 
     Args:
-        run: of :func:`inference.runs.load_run`.
+        run: an open run (:func:`inference.runs.load_run`), or the result of a fit.
         kind: one of ``KINDS``.
         **options: of that kind; see its signature.
 
@@ -53,4 +52,4 @@ def explore(run: Run, kind: str, **options: Any) -> Exploration:
     return KINDS[kind](run, **options)
 
 
-__all__ = ["KINDS", "Exploration", "explore"]
+__all__ = ["KINDS", "Explorable", "Exploration", "explore"]

@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 from inference.data import DataInfo, Split
 from inference.data.files import IMAGE_ENDINGS, read_image
 from inference.devices import isolated_rng
+from inference.explore.result import Explorable
 from inference.report import to_images
-from inference.runs import Run
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -72,7 +72,7 @@ def by_class(split: Split, rounds: int = 8) -> dict[int, list[int]]:
     return found
 
 
-def under_label(run: Run, label: int | None) -> dict[str, Tensor] | None:
+def under_label(run: Explorable, label: int | None) -> dict[str, Tensor] | None:
     """The condition y = label for one datum, or None if the program takes none.
 
     Raises:
@@ -80,9 +80,10 @@ def under_label(run: Run, label: int | None) -> dict[str, Tensor] | None:
             no such class.
     """
     takes = "y" in run.program.fields
-    if takes == (label is None):
-        what = "takes labels: say which, --label 0" if takes else "takes no labels; leave --label"
-        raise PplError(f"{run.program.name} {what}" + ("" if takes else " out"))
+    if takes and label is None:
+        raise PplError(f"{run.program.name} takes labels: say which, --label 0")
+    if label is not None and not takes:
+        raise PplError(f"{run.program.name} takes no labels; leave --label out")
     if label is None:
         return None
     classes = run.data.info.num_classes or 0
@@ -91,7 +92,7 @@ def under_label(run: Run, label: int | None) -> dict[str, Tensor] | None:
     return {"y": torch.tensor([label], device=device_of(run))}
 
 
-def all_labels(run: Run, num: int | None = None) -> Tensor:
+def all_labels(run: Explorable, num: int | None = None) -> Tensor:
     """Every class once, or so many labels in turn.
 
     Raises:
@@ -103,7 +104,7 @@ def all_labels(run: Run, num: int | None = None) -> Tensor:
     return torch.arange(num or classes, device=device_of(run)) % classes
 
 
-def device_of(run: Run) -> torch.device:
+def device_of(run: Explorable) -> torch.device:
     """Where a run's data are."""
     return next(iter(run.data.train.batches(1)))["x"].device
 
@@ -143,13 +144,15 @@ def with_and_without(
         categorical: the values have no order.
 
     Raises:
-        PplError: ``value`` is needed, or does not occur.
+        PplError: ``value`` is needed, or one of both does not occur.
     """
     known = values.unique()
     for asked in (value, against):
         if asked is not None and not bool((known == asked).any()):
             shown = ", ".join(f"{v:g}" for v in known[:12].tolist())
             raise PplError(f"no datum has {name} = {asked:g}; the values are {shown}")
+    if against is not None and value is None:
+        raise PplError(f"{name} = {against:g} against what? Say it too, --value 1")
     if value is not None:
         has = values == value
         used = has | (values == against) if against is not None else torch.ones_like(has)
@@ -163,7 +166,7 @@ def with_and_without(
     return has, torch.ones_like(has)
 
 
-def foreign_images(path: str, run: Run, num: int) -> Tensor:
+def foreign_images(path: str, run: Explorable, num: int) -> Tensor:
     """Images of a file or folder, as a run's data are: size, channels, binary if they are.
 
     The middle square (or oblong of the data's proportions) is taken and reduced.

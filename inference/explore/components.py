@@ -10,15 +10,14 @@ import numpy as np
 from inference import latents
 from inference.disentanglement import disentanglement
 from inference.explore.choice import device_of, pick, pictures
-from inference.explore.result import Exploration
+from inference.explore.result import Explorable, Exploration
 from inference.explore.walks import MOST_ROWS, deviations
 from inference.latents.codes import conditions
 from inference.plotting import posterior_against_prior, traversals_with_information
-from inference.runs import Run
 
 
 def disentangling(
-    run: Run,
+    run: Explorable,
     *,
     split: str = "train",
     images: list[int] | None = None,
@@ -66,7 +65,7 @@ def disentangling(
 
 
 def posterior(
-    run: Run, *, split: str = "test", site: str | None = None, seed: int = 0
+    run: Explorable, *, split: str = "test", site: str | None = None, seed: int = 0
 ) -> Exploration:
     """Where codes of data lie (one draw a datum), and where the prior would have them."""
     part = run.data.split(split)

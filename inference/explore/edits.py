@@ -23,9 +23,8 @@ from inference.explore.choice import (
     under_label,
     with_and_without,
 )
-from inference.explore.result import Exploration
+from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid, labelled_grids
-from inference.runs import Run
 from inference.sampling import sample
 from inference.weights import log_weights
 from ppl_models.errors import PplError
@@ -36,7 +35,7 @@ PARTICLES = 100
 
 
 def attribute(
-    run: Run,
+    run: Explorable,
     *,
     by: str = "y",
     value: float | None = None,
@@ -77,7 +76,7 @@ def attribute(
 
 
 def _without(
-    run: Run, split: str, by: str, value: float | None, against: float | None, num: int
+    run: Explorable, split: str, by: str, value: float | None, against: float | None, num: int
 ) -> list[int]:
     """Places of data that are compared and have not the property."""
     part = run.data.split(split)
@@ -92,7 +91,7 @@ def _without(
 
 
 def analogy(
-    run: Run,
+    run: Explorable,
     *,
     split: str = "test",
     images: list[int] | None = None,
@@ -113,7 +112,7 @@ def analogy(
     return Exploration(figure, numbers={"analogies": len(rows)})
 
 
-def _triples(run: Run, split: str, num: int) -> list[int]:
+def _triples(run: Explorable, split: str, num: int) -> list[int]:
     """Two images of one class and, between them, one of the next; or data as they come."""
     part = run.data.split(split)
     if "y" not in part.fields:
@@ -125,7 +124,7 @@ def _triples(run: Run, split: str, num: int) -> list[int]:
 
 
 def resynthesis(
-    run: Run,
+    run: Explorable,
     *,
     files: str | None = None,
     split: str = "test",
@@ -149,21 +148,27 @@ def resynthesis(
         pictures(shown),
         ["image", "resynthesis", "nearest\ntraining"],
         [f"{bound:.0f}" for bound in bounds.tolist()],
-        f"{run.program.name}: log p(x), nats (bound by {PARTICLES} particles), of images "
-        f"{'of ' + split + ' data' if files is None else 'from outside'}",
+        f"{run.program.name}: {'images from outside' if files else f'{split} images'}, and above "
+        f"each {_what_bound(run)}, nats",
     )
     error = (again - batch["x"]).flatten(1).square().mean(-1).sqrt()
     numbers = {"images": len(error), "root_mean_square_error": float(error.mean())}
-    return Exploration(figure, numbers=numbers | {"iwae": float(bounds.mean())})
+    return Exploration(figure, numbers=numbers | {"bound": float(bounds.mean())})
 
 
-def _bounds(run: Run, batch: Batch) -> Tensor:
-    """Log p(x) from below, of each datum (B,)."""
+def _what_bound(run: Explorable) -> str:
+    if run.program.deterministic_guide:
+        return "log p(x, z) at its code"
+    return f"a bound on log p(x) ({PARTICLES} particles)"
+
+
+def _bounds(run: Explorable, batch: Batch) -> Tensor:
+    """Log p(x) from below, of each datum (B,); of a point for a guide, log p(x, z) there."""
     weights = log_weights(run.program, batch, PARTICLES, num_data=len(run.data.train))
     return weights.logsumexp(0) - math.log(PARTICLES)
 
 
-def nearest(run: Run, *, num: int = 10, seed: int = 0) -> Exploration:
+def nearest(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     """Samples, and below each the training images nearest to it."""
     given = {"y": all_labels(run, num)} if "y" in run.program.fields else None
     drawn = sample(run.program, num, given=given, seed=seed)["x"]
@@ -179,10 +184,8 @@ def nearest(run: Run, *, num: int = 10, seed: int = 0) -> Exploration:
     return Exploration(figure, numbers=numbers)
 
 
-def classes(run: Run, *, num: int = 10, seed: int = 0) -> Exploration:
+def classes(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     """Two grids of a conditional program: labels fixed a row, latents fixed a row."""
-    if "y" not in run.program.fields:
-        latents.vary_latent(run.program, torch.zeros(1), num)  # tells why not
     labels = all_labels(run)
     fixed_label = latents.vary_latent(run.program, labels, num, seed=seed)
     fixed_latent = latents.vary_condition(run.program, labels, num, seed=seed)

@@ -1,12 +1,22 @@
-"""What an exploration gives."""
+"""What an exploration takes and gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from inference.data import DataSet
+from ppl_models.program import Program
+
+
+class Explorable(Protocol):
+    """A trained program with its data: an open run, or the result of a fit."""
+
+    program: Program
+    data: DataSet
 
 
 @dataclass

@@ -12,16 +12,15 @@ import torch
 
 from inference import latents
 from inference.explore.choice import pick, pictures, some_places, under_label
-from inference.explore.result import Exploration
+from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid
-from inference.runs import Run
 
 MOST_ROWS = 24
 """Traversals that are drawn when none are named."""
 
 
 def manifold(
-    run: Run,
+    run: Explorable,
     *,
     steps: int = 20,
     dims: list[int] | None = None,
@@ -46,7 +45,7 @@ def manifold(
 
 
 def interpolation(
-    run: Run,
+    run: Explorable,
     *,
     split: str = "test",
     images: list[int] | None = None,
@@ -70,7 +69,7 @@ def interpolation(
 
 
 def traversal(
-    run: Run,
+    run: Explorable,
     *,
     dims: list[int] | None = None,
     split: str = "test",

@@ -98,7 +98,12 @@ def choose_site(sites: Mapping[str, LatentSite], name: str | None = None) -> Lat
 
 
 def local_codes(
-    program: object, batch: Batch, sites: Mapping[str, LatentSite], *, draw: str = "mean"
+    program: object,
+    batch: Batch,
+    sites: Mapping[str, LatentSite],
+    *,
+    draw: str = "mean",
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """The guide's values of these sites, (B, ...).
 
@@ -107,11 +112,12 @@ def local_codes(
         batch: fields (B, ...).
         sites: of :func:`latent_sites`.
         draw: as in :func:`inference.sampling.encode`.
+        seed: likewise.
 
     Raises:
         PplError: the guide has none of the sites.
     """
-    found = encode(program, batch, draw=draw)
+    found = encode(program, batch, draw=draw, seed=seed)
     codes = {name: found[name] for name in sites if name in found}
     if not codes:
         raise PplError(
@@ -182,11 +188,10 @@ def encode_all(
     codes: list[Tensor] = []
     rest: dict[str, list[Tensor]] = {}
     chosen: LatentSite | None = None
-    for batch in as_batches(batches):
+    for number, batch in enumerate(as_batches(batches)):
         chosen = chosen or site_for(program, batch, site, field)[1]
-        codes.append(
-            local_codes(program, batch, {chosen.name: chosen}, draw=draw)[chosen.name].cpu()
-        )
+        only = {chosen.name: chosen}
+        codes.append(local_codes(program, batch, only, draw=draw, seed=number)[chosen.name].cpu())
         for name, value in batch.items():
             if name != field:
                 rest.setdefault(name, []).append(value.cpu())

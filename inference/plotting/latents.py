@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
-SHARES = (0.5, 0.9, 0.99)
+SHARES = (0.5, 0.8, 0.95)
 """Of the prior's probability, within its contours."""
+KERNELS = 5000
+"""Draws of the prior that its contours are made of."""
 
 
 def principal_plane(codes: Array) -> tuple[Array, float]:
@@ -72,7 +74,7 @@ def posterior_against_prior(
 ) -> Figure:
     """Where the codes of data lie, and where the prior would have them; a column a program.
 
-    Above, the two components with the most variance, over contours that hold 50, 90 and 99 % of
+    Above, the two components with the most variance, over contours that hold 50, 80 and 95 % of
     the prior; random z come from within them, and what no code is near was never trained on. Below,
     mean and two standard deviations of every component.
 
@@ -100,9 +102,9 @@ def _codes_over_prior(
     colours = "C0" if labels is None else [f"C{label % 10}" for label in labels]
     axes.scatter(shown[:, 0], shown[:, 1], s=4, c=colours, alpha=0.5, linewidths=0)
     if len(dims) == 2:
-        density = gaussian_kde(under[:2000].T)
-        levels = np.quantile(density(under[:2000].T), [1 - share for share in SHARES])
-        low, high = np.minimum(shown.min(0), under.min(0)), np.maximum(shown.max(0), under.max(0))
+        density = gaussian_kde(under[:KERNELS].T)
+        levels = np.quantile(density(under[:KERNELS].T), [1 - share for share in SHARES])
+        low, high = np.concatenate([shown, under]).min(0), np.concatenate([shown, under]).max(0)
         across, up = np.meshgrid(*(np.linspace(a, b, 100) for a, b in zip(low, high, strict=True)))
         heights = density(np.stack([across.ravel(), up.ravel()])).reshape(across.shape)
         axes.contour(across, up, heights, levels=np.sort(levels), colors="black", linewidths=0.8)
@@ -119,4 +121,6 @@ def _moments(axes: Axes, codes: Array, prior: Array) -> None:
         look: dict[str, Any] = {"fmt": "o", "markersize": 3, "color": colour, "elinewidth": 1.2}
         axes.errorbar(places + shift, z.mean(0), 2 * z.std(0), label=label, **look)
     axes.set(xlabel="component", ylabel="mean ± 2 sd", xlim=(-0.6, len(places) - 0.4))
-    axes.legend(fontsize=7, ncols=2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    axes.legend(fontsize=7, ncols=2, loc="upper right")

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from data_helpers import save_images
 from PIL import Image
 
 from inference.cli import main
-from inference.data import DataInfo, MemorySplit
+from inference.data import DataInfo, MemorySplit, load_data
 from inference.explore import KINDS, explore
 from inference.explore.choice import (
     by_class,
@@ -32,7 +33,8 @@ from inference.plotting import (
     labelled_grids,
     posterior_against_prior,
 )
-from inference.runs import load_run
+from inference.runs import build_for, load_run
+from ppl_models import CATALOG
 from ppl_models.errors import PplError, UnknownNameError
 
 CONDITIONAL = """
@@ -133,6 +135,24 @@ def test_every_kind_draws_of_a_conditional_program(kind, conditional):
     assert shown(found.figure) == SHEETS[kind]
 
 
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - {"gmm"}))
+def test_every_program_of_the_catalog_can_be_walked_through(name):
+    data = load_data("digits", binarize="threshold")
+    likelihood = {} if name == "conv_grid_vae" else {"likelihood": "bernoulli"}
+    run = SimpleNamespace(program=build_for(name, likelihood, data.info), data=data)
+    assert shown(explore(run, "interpolation", **OPTIONS["interpolation"]).figure) == (2, 6)
+    label = {"label": 3} if "y" in run.program.fields else {}
+    found = explore(run, "traversal", steps=3, dims=[1], **label)
+    assert shown(found.figure) == (1, 3)
+
+
+def test_a_mixture_says_why_it_cannot():
+    data = load_data("digits")
+    program = build_for("gmm", {"num_components": 2}, data.info)
+    with pytest.raises(PplError, match=r"not real-valued.*reconstructions"):
+        explore(SimpleNamespace(program=program, data=data), "interpolation")
+
+
 def test_the_command_writes_png_and_gif_and_says_where(run, capsys, tmp_path):
     words = ["explore", str(run), "--kind", "interpolation", "--num", "3", "--json"]
     assert main(words) == 0
@@ -214,6 +234,7 @@ ERRORS = [
     ("--kind traversal --label 3", "takes no labels; leave --label out"),
     ("--kind analogy --images [1,2,3,4]", "in threes .a, b, c., got 4"),
     ("--kind attribute", "y has 10 values without an order: say which, --value 1"),
+    ("--kind attribute --against 1", "y = 1 against what. Say it too, --value 1"),
     ("--kind attribute --value 12", "no datum has y = 12; the values are 0, 1"),
     ("--kind attribute --by colour", "unknown property 'colour'.*There are: y"),
     ("--kind classes", "VAE is not conditional.*attribute vector"),

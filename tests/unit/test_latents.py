@@ -197,6 +197,8 @@ def test_encode_all_goes_over_batches_and_brings_labels():
     torch.testing.assert_close(codes, z)
     assert rest["y"].tolist() == list(range(10))
     assert len(encode_all(program, batches, num=6)[0]) == 6
+    noise = encode_all(program, batches, draw="sample")[0] - z
+    assert len(noise.unique(dim=0)) == 10  # every batch has draws of its own
     with pytest.raises(PplError, match="no data to encode"):
         encode_all(program, [])
 
