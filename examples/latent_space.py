@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 from inference import FitResult, evaluate, fit, latents, load_data
+from inference.aggregate import aggregated_posterior
 from inference.devices import seed_all
 from inference.explore import explore
 from inference.plotting import labelled_grid, labelled_grids, posterior_against_prior
@@ -47,10 +48,11 @@ def random_decoding(args: argparse.Namespace) -> dict[str, Figure]:
         run = train(name, args.data, args.epochs, latent_dim=10, likelihood="bernoulli")
         drawn = sample(run.program, 64)["x"].cpu().numpy()
         grids.append((drawn.reshape(8, 8, *drawn.shape[1:]), [], [], f"{name}: random z decoded"))
-        found, fields = latents.encode_all(run.program, run.data.test, draw="sample")
-        codes[name] = found.numpy()
-    prior = latents.prior_codes(run.program, 5000).cpu().numpy()
-    labels = fields["y"].numpy()
+        batch = next(iter(run.data.train.batches(2000)))
+        found = aggregated_posterior(run.program, batch)
+        codes[name] = found.draws.cpu().numpy()
+        print(f"{name}: MMD² {found.mmd:.4f}, moments {found.gaussian_kl:.2f} nats from the prior")
+    prior, labels = found.prior_draws.cpu().numpy(), batch["y"].cpu().numpy()
     return {
         "random_codes": labelled_grids(grids),
         "codes_and_prior": posterior_against_prior(codes, prior, labels),

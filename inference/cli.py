@@ -18,6 +18,7 @@ from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
 from inference.explore.command import explore_run
+from inference.inputs import inputs_among
 from inference.parser import Parser, several_values, with_value
 from inference.report import print_table
 from inference.runs import FROM_DATA, options_for
@@ -47,6 +48,7 @@ USAGE = """usage: ppl COMMAND ...
   ppl sweep MODEL --model.beta 0.5,1,2 ...    a run a value of an option; rate against distortion
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
+  ppl sample RUN --y 3                        of a class that is asked for
   ppl reconstruct RUN                         data beside their reconstructions
   ppl explore RUN --kind interpolation        walk through the latent space; --help tells the kinds
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
@@ -112,16 +114,23 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _function_command(function: Callable[..., Any], name: str) -> Callable[[list[str]], Any]:
-    """A command of a function; its options that are False if left out are flags."""
+    """A command of a function; its options that are False if left out are flags.
+
+    If it takes ``given``, options that are not its own go there: inputs of a model.
+    """
     parameters = inspect.signature(function).parameters.values()
     flags: set[str | int] = {p.name for p in parameters if p.default is False}
+    names = set(inspect.signature(function).parameters)
 
     def run(argv: list[str]) -> Any:
         parser = Parser(prog=f"ppl {name}", description=inspect.getdoc(function))
-        parser.add_function_arguments(function, as_positional=True, skip=flags)
+        inputs: dict[str, Any] = {}
+        if "given" in names:
+            argv, inputs["given"] = inputs_among(argv, names - {"given"})
+        parser.add_function_arguments(function, as_positional=True, skip={*flags, *inputs})
         for flag in sorted(map(str, flags)):
             parser.add_argument(f"--{flag}", action="store_true", help=_help_of(function, flag))
-        return function(**parser.parse(with_value("--compile", "true", argv)))
+        return function(**parser.parse(with_value("--compile", "true", argv)), **inputs)
 
     return run
 

@@ -153,7 +153,7 @@ def write_report(run: Run, numbers: Mapping[str, Any], pictures: Mapping[str, Pa
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(format_number(value))}</td></tr>"
         for name, value in numbers.items()
-        if value is not None
+        if value is not None and name != "note"
     )
     figures = "".join(
         f'<figure><img alt="{name}" src="data:image/png;base64,'
@@ -163,17 +163,13 @@ def write_report(run: Run, numbers: Mapping[str, Any], pictures: Mapping[str, Pa
     )
     config = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
     title = html.escape(f"{run.program.name} on {run.data.info.name}")
-    bound = (
-        "<p>The guide is a point: <b>elbo</b> is log p(x, z) there, no bound on log p(x).</p>"
-        if run.program.deterministic_guide
-        else ""
-    )
+    note = f"<p>{html.escape(numbers['note'])}</p>" if numbers.get("note") else ""
     page = PAGE.format(
         title=title,
         rows=rows,
         figures=figures,
         config=config,
-        bound=bound,
+        note=note,
         torch=torch.__version__,
         epoch=run.epoch,
     )
@@ -222,7 +218,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow: auto }}
 </style></head><body>
 <h1>{title}</h1>
 <p>Test data; nats per datum unless a name says otherwise; a higher ELBO is better.
-Parameters of epoch {epoch}.</p>{bound}
+Parameters of epoch {epoch}.</p>{note}
 <table>{rows}</table>
 {figures}
 <h2>Configuration</h2><pre>{config}</pre>

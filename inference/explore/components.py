@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from inference import latents
+from inference.aggregate import aggregated_posterior
 from inference.disentanglement import disentanglement
-from inference.explore.choice import device_of, pick, pictures
+from inference.explore.choice import pick, pictures
 from inference.explore.result import Explorable, Exploration
 from inference.explore.walks import MOST_ROWS, deviations
-from inference.latents.codes import conditions
 from inference.plotting import posterior_against_prior, traversals_with_information
 
 
@@ -65,21 +65,20 @@ def disentangling(
 
 
 def posterior(
-    run: Explorable, *, split: str = "test", site: str | None = None, seed: int = 0
+    run: Explorable,
+    *,
+    split: str = "test",
+    num: int = 2000,
+    site: str | None = None,
+    seed: int = 0,
 ) -> Exploration:
-    """Where codes of data lie (one draw a datum), and where the prior would have them."""
-    part = run.data.split(split)
-    codes, fields = latents.encode_all(run.program, part, site=site, draw="sample")
-    given = {k: v.to(device_of(run)) for k, v in conditions(run.program, fields).items()}
-    prior = latents.prior_codes(run.program, len(codes), site=site, given=given, seed=seed)
-    z, drawn = (value.flatten(1).double().cpu().numpy() for value in (codes, prior))
-    labels = fields["y"].numpy() if "y" in fields else None
-    figure = posterior_against_prior({run.program.name: z}, drawn, labels)
-    apart = np.abs(z.mean(0) - drawn.mean(0)) / drawn.std(0)
-    numbers = {
-        "data": len(z),
-        "mean_away": float(apart.max()),
-        "widest": float((z.std(0) / drawn.std(0)).max()),
-        "narrowest": float((z.std(0) / drawn.std(0)).min()),
-    }
+    """Codes of data (one draw each) against the prior, and how far apart both are."""
+    batch = next(iter(run.data.split(split).batches(num)))
+    _, chosen = latents.site_for(run.program, batch, site)
+    found = aggregated_posterior(run.program, batch, site=chosen.name, seed=seed)
+    labels = batch["y"].cpu().numpy() if "y" in batch else None
+    codes = {run.program.name: found.draws.cpu().numpy()}
+    figure = posterior_against_prior(codes, found.prior_draws.cpu().numpy(), labels)
+    names = ("gaussian_kl", "mmd", "mmd_of_chance", "marginal_kl", "mutual_information")
+    numbers = {"data": len(found.draws)} | {name: getattr(found, name) for name in names}
     return Exploration(figure, numbers=numbers)

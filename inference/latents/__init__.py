@@ -15,7 +15,6 @@ from inference.latents.codes import (
     choose_site,
     encode_all,
     latent_sites,
-    prior_codes,
     resynthesize,
     site_for,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "lerp",
     "manifold",
     "nearest_training",
-    "prior_codes",
     "resynthesize",
     "site_for",
     "slerp",

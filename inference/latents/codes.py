@@ -218,24 +218,3 @@ def resynthesize(program: object, batch: Batch, *, field: str = "x") -> Tensor:
     program = as_program(program)
     codes = local_codes(program, batch, sites_under(program, batch, field))
     return decode(program, codes, given=conditions(program, batch, field), field=field)
-
-
-def prior_codes(
-    program: object, num: int, *, site: str | None = None, given: Batch | None = None, seed: int = 0
-) -> Tensor:
-    """Draws of one latent site from the prior.
-
-    Args:
-        program: any object with ``model`` and ``guide``; its model takes ``size``.
-        num: how many.
-        site: name; the one with the most components when left out.
-        given: fields that the model conditions on, (num, ...).
-        seed: of the draws; the global random state is left as it was.
-
-    Returns:
-        (num, ...).
-    """
-    sites = latent_sites(program, size=num, given=given)
-    trace = prior_trace(program, num, given, seed=seed)
-    value: Tensor = trace.nodes[choose_site(sites, site).name]["value"]
-    return value
