@@ -97,10 +97,9 @@ def conditional(args: argparse.Namespace) -> dict[str, Figure]:
 def components(args: argparse.Namespace) -> dict[str, Figure]:
     """What does the latent code represent? One component at a time, of known factors."""
     figures = {}
-    for beta in (1.0, 4.0):
-        run = train(
-            "beta_vae", "shapes", args.epochs, latent_dim=8, likelihood="bernoulli", beta=beta
-        )
+    for beta in (1.0, 8.0):
+        arguments = {"latent_dim": 8, "likelihood": "bernoulli", "beta": beta}
+        run = train("beta_vae", "shapes", 3 * args.epochs, **arguments)
         found = explore(run, "disentanglement")
         figures[f"components_beta_{beta:g}"] = found.figure
         scores = {k: round(v, 3) for k, v in found.numbers.items() if isinstance(v, float)}

@@ -192,8 +192,8 @@ def classes(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     names = [str(int(k)) for k in labels]
     figure = labelled_grids(
         [
-            (pictures(fixed_label), names, [""] * num, "label fixed in a row, new z"),
-            (pictures(fixed_latent), [""] * num, names, "z fixed in a row, every label"),
+            (pictures(fixed_label), names, ["z"] * num, "label fixed in a row, new z"),
+            (pictures(fixed_latent), ["z"] * num, names, "z fixed in a row, every label"),
         ]
     )
     return Exploration(figure, numbers={"classes": len(names), "latents": num})
