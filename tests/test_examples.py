@@ -14,7 +14,12 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {
+    "autoencoder_or_vae.py": ["--epochs", "2"],
     "first_steps.py": ["--epochs", "2"],
+    "iwae_table.py": [
+        *("--rows", "vae", "--short", "--data", "mnist5k", "--epochs", "1"),
+        *("--num_particles", "5"),
+    ],
     "restore_photograph.py": ["--steps", "2", "--side", "40"],
 }
 """Arguments that make each script short."""
