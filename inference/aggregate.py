@@ -24,7 +24,7 @@ from torch import Tensor
 
 from inference.devices import isolated_rng
 from inference.elbo.traces import Site, run_traces, sample_sites
-from inference.sites import is_point
+from inference.sites import is_point, known_support
 from inference.weights import batch_size, evaluation_mode
 from ppl_models.errors import PplError, ProgramError, UnknownNameError
 from ppl_models.program import Batch, as_program
@@ -134,7 +134,8 @@ def _check_local(name: str, site: Site, num_data: int) -> None:
             f"site {name!r} has batch shape {tuple(site['fn'].batch_shape)}; an aggregated "
             f"posterior is over a site that stands in the data plate alone, ({num_data},)"
         )
-    if not site["value"].is_floating_point():
+    support = known_support(site["fn"])
+    if support is not None and support.is_discrete:
         raise ProgramError(f"site {name!r} is discrete; an aggregated posterior is over numbers")
 
 

@@ -81,7 +81,7 @@ class CompletionBaseline(PyroModule):
 
     def blank(self, size: int) -> Tensor:
         """Black images, for draws without data."""
-        like = self.baseline[-1].bias
+        like = next(self.baseline.parameters())
         return like.new_zeros(size, *self.likelihood.event_shape)
 
     @pyro_method
