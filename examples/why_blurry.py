@@ -135,7 +135,9 @@ def draw_sharing(trained: Trained, data: DataSet, path: Path, num: int = 5) -> N
     title = f"{trained.name}: training images by their share of a code"
     labelled_grid(shown.numpy(), counts, columns, title).savefig(path, dpi=110, bbox_inches="tight")
     away = (decoded - mean).square().mean().sqrt() / (test["x"] - mean).square().mean().sqrt()
-    print(f"{trained.name}: decoder to weighted mean {away:.2f} of the way from the image to it")
+    print(
+        f"{trained.name}: from the weighted mean, the decoder is {away:.2f} × as far as the image"
+    )
 
 
 def draw_likelihoods(all_trained: list[Trained], data: DataSet, path: Path, num: int = 7) -> None:

@@ -139,7 +139,7 @@ def with_and_without(
         values: (N,).
         name: for messages.
         value: they have it if it is this; when left out, if it is 1 of 0 and 1, or above the
-            median of a property that has an order.
+            mean of a property that has an order.
         against: compare with this value alone; with all others when left out.
         categorical: the values have no order.
 
@@ -162,7 +162,7 @@ def with_and_without(
     elif categorical:
         raise PplError(f"{name} has {len(known)} values without an order: say which, --value 1")
     else:
-        has = values > values.median()
+        has = values > values.double().mean()
     return has, torch.ones_like(has)
 
 

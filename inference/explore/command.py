@@ -59,7 +59,7 @@ def explore_run(
         dims: its components, as [0,1].
         label: the class y under which a conditional program is asked.
         by: property for an attribute vector: y, or a named column of the data.
-        value: the property's value; above the median, or 1, when left out.
+        value: the property's value; 1 of 0 and 1, or above the mean, when left out.
         against: the other value; all others when left out.
         balance: a second property that the vector shall be free of.
         files: resynthesis of an image file, or of a folder of them.

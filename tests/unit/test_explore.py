@@ -306,7 +306,7 @@ def test_who_has_a_property():
     values = torch.tensor([1.0, 2.0, 3.0, 3.0])
     has, used = with_and_without(values, "v", 3, 1, True)
     assert (has.tolist(), used.tolist()) == ([0, 0, 1, 1], [1, 0, 1, 1])
-    has, used = with_and_without(values, "v", None, None, False)  # above the median
+    has, used = with_and_without(values, "v", None, None, False)  # above the mean
     assert (has.tolist(), bool(used.all())) == ([0, 0, 1, 1], True)
     has, _ = with_and_without(torch.tensor([0.0, 1.0, 1.0]), "bald", None, None, True)
     assert has.tolist() == [0, 1, 1]
