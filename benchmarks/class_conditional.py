@@ -5,7 +5,8 @@ network of 200 units trained on real grey MNIST, says what its draws show: means
 z ~ p(z | y), as many for every class. Target: it takes at least 96 % of them for the class that was
 asked for.
 
-    python benchmarks/class_conditional.py [--epochs 20] [--prior learned] [--compile] [--pictures FOLDER]
+    python benchmarks/class_conditional.py [--epochs 20] [--prior learned] [--compile]
+        [--pictures FOLDER]
 
 The picture has a class in every row; the columns share their draw, in units of p(z | y).
 """
