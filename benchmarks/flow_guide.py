@@ -2,7 +2,8 @@
 
 784-400-20-400-784 on the fixed binarization of MNIST, batches of 100, Adam 2e-3 along a cosine, the
 same seed and number of epochs; the guides differ in what they make of the encoder's last layer.
-Test ELBO and K-sample bound. Targets: the flow's ELBO better by at least 0.5 nats, its bound no worse.
+Test ELBO and K-sample bound. Targets: the flow's ELBO better by at least 0.5 nats, its bound no
+worse.
 
     python benchmarks/flow_guide.py [--posteriors diagonal,full_covariance,flow] [--epochs 20]
         [--compile]
