@@ -55,7 +55,7 @@ class AggregatedPosterior:
     """What it stays below in 95 of 100 cases where q(z) = p(z)."""
     marginal_kl: float | None
     """KL(q(z) ‖ p(z)), by the mixture over the N data; None of a point guide, which has no
-    density."""
+    density. Too large where the mutual information is near log N: give more data."""
     mutual_information: float | None
     """Rate − marginal_kl, at most log N: what z tells of which datum it is of."""
 

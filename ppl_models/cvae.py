@@ -53,7 +53,8 @@ class CVAE(PyroModule):
         x_shape: shape of one datum.
         num_classes: Y.
         latent_dim: D, the size of the code.
-        hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
+        hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them. With one layer
+            the label can hardly change what z draws.
         likelihood: a name of ``LIKELIHOODS``.
         posterior: family of q(z | x, y): ``diagonal``, ``full_covariance``, ``flow``.
         prior: p(z | y): ``standard_normal``, the same for all, or ``learned``, one a class.
@@ -67,8 +68,8 @@ class CVAE(PyroModule):
         self,
         x_shape: Sequence[int] = (1, 28, 28),
         num_classes: int = 10,
-        latent_dim: int = 20,
-        hidden_dims: Sequence[int] = (400,),
+        latent_dim: int = 10,
+        hidden_dims: Sequence[int] = (400, 400),
         likelihood: str = "normal_shared_scale",
         posterior: str = "diagonal",
         prior: str = "standard_normal",
