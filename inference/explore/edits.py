@@ -31,7 +31,9 @@ from ppl_models.errors import PplError
 from ppl_models.program import Batch
 
 PARTICLES = 100
-"""Importance samples of the bound that is written below an image."""
+"""Importance samples of the bound that is written above an image."""
+MOST_CODES = 50_000
+"""Training data that an attribute's vector is made of."""
 
 
 def attribute(
@@ -49,7 +51,7 @@ def attribute(
 ) -> Exploration:
     """A property of the data added to images, by the vector between their mean codes."""
     info = run.data.info
-    codes, fields = latents.encode_all(run.program, run.data.train, site=site)
+    codes, fields = latents.encode_all(run.program, run.data.train, site=site, num=MOST_CODES)
     values = property_of(fields, info, by)
     categorical = by == "y" or by in info.categorical
     has, used = with_and_without(values, by, value, against, categorical)
