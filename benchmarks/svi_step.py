@@ -85,7 +85,9 @@ def ours(case: Case, x: Tensor, compiled: bool) -> tuple[Turn, float]:
     optimizer = torch.optim.Adam(program.parameters(), lr=1e-3, fused=True)
     worth = (lambda rows: True) if compiled else None
     fabric = make_fabric(x.device.type)
-    step = SVIStep(program, estimator, optimizer, fabric, KLWarmup(0), len(x), compile_worth=worth)
+    step = SVIStep(
+        program, estimator, optimizer, fabric, [KLWarmup(0)], len(x), compile_worth=worth
+    )
 
     def turn(count: int) -> None:  # in the program's scope, as ``fit`` is for a whole run
         with program.scope(), pyro.validation_enabled(False):

@@ -17,12 +17,15 @@ from inference.checkpoint import to_json
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
-from inference.parser import Parser, with_value
-from inference.report import format_number
+from inference.explore.command import explore_run
+from inference.inputs import inputs_among
+from inference.parser import Parser, several_values, with_value
+from inference.report import print_table
 from inference.runs import FROM_DATA, options_for
 from inference.settings import SCHEDULES
 from inference.signals import TrainingInterrupted
 from inference.svi import fit
+from inference.sweep import sweep_command
 from ppl_models.catalog import resolve
 from ppl_models.errors import PplError, UnknownNameError, describe
 
@@ -42,9 +45,12 @@ USAGE = """usage: ppl COMMAND ...
   ppl list                                    models, data sets, estimators
   ppl train MODEL --data DATA [--out RUN]     train, evaluate, draw; --help tells the options
   ppl train --resume RUN                      go on with a run
+  ppl sweep MODEL --model.beta 0.5,1,2 ...    a run a value of an option; rate against distortion
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
+  ppl sample RUN --y 3                        of a class that is asked for
   ppl reconstruct RUN                         data beside their reconstructions
+  ppl explore RUN --kind interpolation        walk through the latent space; --help tells the kinds
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
   ppl compare --checkpoint RUN [--out DIR]    the same before and after a run's training
   ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
@@ -107,36 +113,24 @@ def _dispatch(argv: list[str]) -> int:
     return 0
 
 
-def print_table(numbers: dict[str, Any]) -> None:
-    """Names and values, aligned; tables within tables one below the other."""
-    for name, value in numbers.items():
-        if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
-            print(f"{name}:")
-            width = max(map(len, value))
-            print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
-    flat = {
-        k: v for k, v in numbers.items() if v is not None and v is not False and not _is_table(v)
-    }
-    width = max(map(len, flat), default=0)
-    for name, value in flat.items():
-        print(f"{name:<{width}}  {format_number(value)}")
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-
-
 def _function_command(function: Callable[..., Any], name: str) -> Callable[[list[str]], Any]:
-    """A command of a function; its options that are False if left out are flags."""
+    """A command of a function; its options that are False if left out are flags.
+
+    If it takes ``given``, options that are not its own go there: inputs of a model.
+    """
     parameters = inspect.signature(function).parameters.values()
     flags: set[str | int] = {p.name for p in parameters if p.default is False}
+    names = set(inspect.signature(function).parameters)
 
     def run(argv: list[str]) -> Any:
         parser = Parser(prog=f"ppl {name}", description=inspect.getdoc(function))
-        parser.add_function_arguments(function, as_positional=True, skip=flags)
+        inputs: dict[str, Any] = {}
+        if "given" in names:
+            argv, inputs["given"] = inputs_among(argv, names - {"given"})
+        parser.add_function_arguments(function, as_positional=True, skip={*flags, *inputs})
         for flag in sorted(map(str, flags)):
             parser.add_argument(f"--{flag}", action="store_true", help=_help_of(function, flag))
-        return function(**parser.parse(with_value("--compile", "true", argv)))
+        return function(**parser.parse(with_value("--compile", "true", argv)), **inputs)
 
     return run
 
@@ -150,9 +144,37 @@ def _help_of(function: Callable[..., Any], option: str) -> str:
 def _train(argv: list[str]) -> Any:
     if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
         return _resume(argv)
-    parser, argv = _program_parser("train", with_value("--compile", "true", argv))
+    parser, argv = _training_parser("train", argv)
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
+    config = _plain(parser.parse(argv))
+    out, overwrite = config.pop("out"), config.pop("overwrite")
+    folder = Path(out) if out else _free_folder(config["program"], config["data"])
+    return commands.train(config, folder, overwrite=overwrite)
+
+
+def _sweep(argv: list[str]) -> Any:
+    asks = bool({"-h", "--help"} & set(argv))
+    option, lines = ("", [argv]) if asks else several_values(argv)
+    configs = []
+    for line in lines:
+        parser, line = _training_parser("sweep", line)
+        parser.description = (
+            "Train a program for several values of one option, given as --model.beta 0.5,1,2: a "
+            "run folder each, and the rate-distortion curve. The same command goes on with it."
+        )
+        parser.add_argument("--out", type=str, required=True, help="folder of the runs")
+        configs.append(_plain(parser.parse(line)))
+    out = Path([config.pop("out") for config in configs].pop())
+    setting = option.removeprefix("--")
+    part, _, name = setting.rpartition(".")
+    values = [(config[part] if part else config)[name] for config in configs]
+    return sweep_command(configs[0], setting, values, out)
+
+
+def _training_parser(command: str, argv: list[str]) -> tuple[Parser, list[str]]:
+    """A parser of a program, its data and all of its training."""
+    parser, argv = _program_parser(command, with_value("--compile", "true", argv))
     parser.add_argument(
         "--method",
         choices=tuple(commands.METHODS),
@@ -160,11 +182,7 @@ def _train(argv: list[str]) -> Any:
         help="svi, or em: Gaussian mixtures in closed form, an epoch an iteration",
     )
     _add_fit_options(parser)
-    config = parser.parse(argv)
-    config = _plain(config)
-    out, overwrite = config.pop("out"), config.pop("overwrite")
-    folder = Path(out) if out else _free_folder(config["program"], config["data"])
-    return commands.train(config, folder, overwrite=overwrite)
+    return parser, argv
 
 
 def _add_fit_options(parser: Parser) -> None:
@@ -178,7 +196,7 @@ def _add_fit_options(parser: Parser) -> None:
     for name, text in names.items():
         parser.add_argument(f"--{name}", type=str, default=defaults[name].default, help=text)
     parser.add_function_arguments(
-        fit, skip={"program", "data", "run_dir", "resume", "loggers", *names}
+        fit, skip={"program", "data", "run_dir", "resume", "loggers", "handlers", *names}
     )
 
 
@@ -281,9 +299,11 @@ def _free_folder(program: str, data: str) -> Path:
 SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "list": lambda argv: commands.list_all(),
     "train": _train,
+    "sweep": _sweep,
     "evaluate": _function_command(commands.evaluate_run, "evaluate"),
     "sample": _function_command(commands.sample_run, "sample"),
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
+    "explore": _function_command(explore_run, "explore"),
     "compare": _compare,
     "check": _check,
     "denoise": _function_command(photo_commands.denoise_photo, "denoise"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from inference.devices import seed_all
 from inference.elbo import ESTIMATORS
 from inference.em.run import fit_em_in
 from inference.evaluation import evaluate
+from inference.inputs import model_inputs
 from inference.mixture_numbers import em_numbers, mixture_numbers
 from inference.priming import check_fields_named
 from inference.runs import (
@@ -65,12 +66,18 @@ def train(config: dict[str, Any], out: Path, *, overwrite: bool = False) -> Numb
         out: the run folder.
         overwrite: replace a run that is there.
     """
-    config = config | {"program": locate(config["program"])}
-    if Path(config["data"]).exists():
-        config["data"] = str(Path(config["data"]).resolve())
+    config = settled(config)
     with new_run(out, config, overwrite=overwrite):
         found = _fit(config, out, resume=False)
     return _finish(config, out, found)
+
+
+def settled(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with absolute paths, so that it holds from any folder."""
+    config = config | {"program": locate(config["program"])}
+    if Path(config["data"]).exists():
+        config["data"] = str(Path(config["data"]).resolve())
+    return config
 
 
 def resume(out: Path, changes: dict[str, Any]) -> Numbers:
@@ -176,8 +183,11 @@ def sample_run(
     device: str = "auto",
     data_root: str | None = None,
     seed: int = 0,
+    given: Mapping[str, str] | None = None,
 ) -> Numbers:
     """Draw from the prior predictive into a picture.
+
+    Fields that a conditional model takes are given by their names: `--y 3`, `--y [0,1,2]`.
 
     Args:
         run: folder of the run.
@@ -188,12 +198,15 @@ def sample_run(
         device: auto, cpu or cuda.
         data_root: folder of data files, if it is another than in training.
         seed: of the draws.
+        given: what the model is given, as texts by field.
     """
     opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
     path = Path(out) if out is not None else opened.folder / "samples.png"
     if num < 1:
         raise PplError(f"num must be at least 1, got {num}")
-    drawn = report.sample(opened.program, num, draw=draw, seed=seed)
+    options = inspect.signature(sample_run).parameters
+    inputs = model_inputs(given or {}, opened.program, opened.data.info, num, [*options][1:-1])
+    drawn = report.sample(opened.program, num, draw=draw, given=inputs, seed=seed)
     report.save_samples(path, opened, drawn)
     return {"samples": num, "file": str(path)}
 

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.elbo.traces import Site, Traces, masked_log_prob, sample_sites
-from inference.sites import known_mean, known_support
+from inference.sites import is_discrete, known_mean
 from inference.summed_out import SummedOut, is_summed_out
 from ppl_models.errors import ProgramError
 
@@ -178,7 +178,7 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
             _require_local(name, site, plate)
             out.observed[name] = per_datum(site)
             out.dims += site["value"].numel() // rows
-            out.discrete &= _is_discrete(site)
+            out.discrete &= is_discrete(site["fn"])
         else:
             out.prior[name] = per_datum(site)
     for name, site in sample_sites(traces.guide):
@@ -194,11 +194,6 @@ def _require_local(name: str, site: Site, plate: tuple[str, int]) -> None:
             f"observed site {name!r} (or pyro.factor) stands outside the data plate {plate[0]!r}, "
             "so its density belongs to no datum; put it inside"
         )
-
-
-def _is_discrete(site: Site) -> bool:
-    support = known_support(site["fn"])
-    return support is not None and bool(support.is_discrete)
 
 
 def _check_complete(densities: SiteDensities) -> None:

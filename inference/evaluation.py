@@ -27,6 +27,12 @@ ACTIVE_VARIANCE = 0.01
 """A latent dimension is active if Var_x E_q[z] exceeds this (Burda et al. 2016)."""
 
 
+POINT = (
+    "The guide is a point: elbo is log p(x, z) there (without what the program masks), no bound on "
+    "log p(x)."
+)
+
+
 @dataclass
 class Evaluation:
     """Numbers of one program on one data set; nats per datum."""
@@ -59,6 +65,8 @@ class Evaluation:
     num_particles: int
     deterministic_guide: bool
     """The guide is a point: ``elbo`` is then log p(x, z) there, and no bound on log p(x)."""
+    note: str | None = None
+    """What ``elbo`` is, where it is no bound."""
 
     def __str__(self) -> str:
         rows = {k: v for k, v in self.to_dict().items() if v is not None and v is not False}
@@ -273,9 +281,12 @@ class _Totals:
             num_data=n,
             num_particles=k,
             deterministic_guide=deterministic,
+            note=POINT if deterministic else None,
         )
 
     def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:
+        if self.discrete:  # a probability of the data as they are
+            log_jacobian = log_jacobian or 0.0
         if nats is None or log_jacobian is None:
             return None
         if log_jacobian == 0.0 and not self.discrete:

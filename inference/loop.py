@@ -95,7 +95,7 @@ class TrainingLoop:
             estimator,
             self.optimizer,
             fabric,
-            self.kl_warmup,
+            [self.kl_warmup, *settings.handlers],
             self.num_data,
             settings.clip_grad_norm,
             settings.compile_worth(self.num_data),
@@ -141,7 +141,7 @@ class TrainingLoop:
             raise TrainingInterrupted(stop.signum, self.run_dir)
 
     def _train_step(self, batch: dict[str, Tensor]) -> None:
-        self.kl_warmup.at(self.at.step)
+        self.step.at(self.at.step)
         loss, norm = self.step(batch)
         if self.schedule is not None:
             self.schedule.step()
@@ -248,7 +248,7 @@ class TrainingLoop:
             total.copy_(saved)
         set_rng_state(state["rng"])
         self.step.started = self.at.step > 0  # or the next would be eager in a compiled run
-        self.kl_warmup.at(max(0, self.at.step - 1))  # no step may be left in the epoch to set it
+        self.step.at(max(0, self.at.step - 1))  # no step may be left in the epoch to set it
         for row in self.at.history:
             self.fabric.log_dict(row, step=row["step"])
         self.progress.resume(self.at.epoch * self.num_data + self.at.data_seen, self.at.history)
@@ -264,7 +264,7 @@ class TrainingLoop:
 def _check_same_run(state: dict[str, Any], settings: Settings, num_data: int, path: Path) -> None:
     now = settings.plain()
     for name in FIXED_ON_RESUME:
-        if state["settings"].get(name) != now[name]:
+        if state["settings"].get(name, []) != now[name]:
             raise PplError(
                 f"cannot resume {path} with {name}={now[name]!r}: it was trained with "
                 f"{state['settings'][name]!r}. Only the number of epochs, patience, device, "

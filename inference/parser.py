@@ -46,3 +46,41 @@ def with_value(option: str, value: str, argv: list[str]) -> list[str]:
     for word, after in zip(argv, [*argv, "--"][1:], strict=True):
         found += [word, value] if word == option and after.startswith("--") else [word]
     return found
+
+
+def several_values(argv: list[str]) -> tuple[str, list[list[str]]]:
+    """The option that is given several values, as ``--model.beta 0.5,1,2``, and an argument list
+    for each of them.
+
+    A comma within brackets separates nothing: ``[100],[200,100]`` are two values.
+
+    Raises:
+        PplError: no option has several values, or more than one has.
+    """
+    found: list[tuple[str, list[list[str]]]] = []
+    for i, word in enumerate(argv):
+        option, equals, attached = word.partition("=")
+        if not option.startswith("--") or (not equals and i + 1 == len(argv)):
+            continue
+        values = _split_outside_brackets(attached if equals else argv[i + 1])
+        rest = argv[i + 1 if equals else i + 2 :]
+        if len(values) > 1:
+            found.append((option, [[*argv[:i], option, value, *rest] for value in values]))
+    if len(found) != 1:
+        given = " and ".join(option for option, _ in found) or "none"
+        raise PplError(
+            "a sweep is over one setting, which is given several values: --model.beta 0.5,1,2. "
+            f"Options with several values here: {given}"
+        )
+    return found[0]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    depth, parts = 0, [""]
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

@@ -221,7 +221,14 @@ def _check_support(name: str, value: Tensor, fn: Any, where: str) -> None:
 
 
 def pixel_hint(text: str) -> str:
-    """What to do about grey pixels, if a message is about a Bernoulli; else nothing."""
+    """What to do about pixels that do not fit, if a message is about them; else nothing."""
+    if "ContinuousBernoulli" in text:
+        return " A continuous Bernoulli takes values from 0 to 1."
+    if "DiscretizedLogisticMixture" in text:
+        return (
+            " It takes grey levels k / (levels - 1) in [0, 1], which dequantized data are not; "
+            "levels are 256 if the data do not say (from_tensors(..., levels=16) says so)."
+        )
     if "Bernoulli" not in text:
         return ""
     return (

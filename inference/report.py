@@ -152,7 +152,7 @@ def write_report(run: Run, numbers: Mapping[str, Any], pictures: Mapping[str, Pa
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{html.escape(format_number(value))}</td></tr>"
         for name, value in numbers.items()
-        if value is not None
+        if value is not None and name != "note"
     )
     figures = "".join(
         f'<figure><img alt="{name}" src="data:image/png;base64,'
@@ -162,17 +162,13 @@ def write_report(run: Run, numbers: Mapping[str, Any], pictures: Mapping[str, Pa
     )
     config = html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))
     title = html.escape(f"{run.program.name} on {run.data.info.name}")
-    bound = (
-        "<p>The guide is a point: <b>elbo</b> is log p(x, z) there, no bound on log p(x).</p>"
-        if run.program.deterministic_guide
-        else ""
-    )
+    note = f"<p>{html.escape(numbers['note'])}</p>" if numbers.get("note") else ""
     page = PAGE.format(
         title=title,
         rows=rows,
         figures=figures,
         config=config,
-        bound=bound,
+        note=note,
         torch=torch.__version__,
         epoch=run.epoch,
     )
@@ -190,6 +186,25 @@ def format_number(value: Any) -> str:
     return str(value)
 
 
+def print_table(numbers: dict[str, Any]) -> None:
+    """Names and values, aligned; tables within tables one below the other."""
+    for name, value in numbers.items():
+        if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
+            print(f"{name}:")
+            width = max(map(len, value))
+            print("\n".join(f"  {k:<{width}}  {v}" for k, v in value.items()))
+    flat = {
+        k: v for k, v in numbers.items() if v is not None and v is not False and not _is_table(v)
+    }
+    width = max(map(len, flat), default=0)
+    for name, value in flat.items():
+        print(f"{name:<{width}}  {format_number(value)}")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
+
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -202,7 +217,7 @@ pre {{ background: #f5f5f5; padding: 1rem; overflow: auto }}
 </style></head><body>
 <h1>{title}</h1>
 <p>Test data; nats per datum unless a name says otherwise; a higher ELBO is better.
-Parameters of epoch {epoch}.</p>{bound}
+Parameters of epoch {epoch}.</p>{note}
 <table>{rows}</table>
 {figures}
 <h2>Configuration</h2><pre>{config}</pre>

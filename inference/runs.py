@@ -28,7 +28,7 @@ from ppl_models.errors import PplError, ProgramError
 from ppl_models.program import Program, as_program
 
 CONFIG = "config.yaml"
-FROM_DATA = ("x_shape", "num_classes")
+FROM_DATA = ("x_shape", "num_classes", "levels")
 """Constructor arguments that are facts of the data."""
 
 
@@ -156,7 +156,7 @@ def options_for(function: Callable[..., Any], config: dict[str, Any]) -> dict[st
 def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     """Construct a program for a data set.
 
-    A constructor that names ``x_shape`` or ``num_classes`` gets them from the data.
+    A constructor that names ``x_shape``, ``num_classes`` or ``levels`` gets them from the data.
 
     Args:
         spec: as in :func:`ppl_models.resolve`.

@@ -1,31 +1,34 @@
-"""Draws from a program: the prior predictive, and reconstructions.
+"""Draws from a program: the prior predictive, reconstructions, codes and what they decode to.
 
 Shapes: B data, S draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from inference.devices import isolated_rng
 from inference.elbo.traces import run_traces, sample_sites
-from inference.sites import known_mean
+from inference.sites import is_discrete, known_mean
 from inference.summed_out import enumerates, posterior_draw
 from inference.weights import evaluation_mode
-from ppl_models.errors import PplError
+from ppl_models.errors import PplError, UnknownNameError
 from ppl_models.program import Batch, as_program
 
 DRAWS = ("mean", "sample")
 
 
 def _value(site: Any, draw: str) -> Tensor:
-    """A site's mean where it has one and it was asked for, else its value."""
+    """A site's mean where it has one and it was asked for, else its value (of a class, say)."""
     mean = known_mean(site["fn"]) if draw == "mean" else None
-    return site["value"] if mean is None else mean
+    return site["value"] if mean is None or bool(mean.isnan().any()) else mean
 
 
 def _check(draw: str) -> None:
@@ -86,21 +89,121 @@ def reconstruct(
         if enumerates(traces):
             traces = posterior_draw(traces, program.run_model, (batch,), {})
         return {
-            name: _value(site, "mean") if draw == "mean" else site["fn"].sample()
+            name: _value(site | {"value": site["fn"].sample()}, draw)
             for name, site in sample_sites(traces.model)
             if site["is_observed"] and name in batch
         }
 
 
 @torch.no_grad()
-def encode(program: object, batch: Batch) -> dict[str, Tensor]:
-    """The guide's latents, (B, ...): their mean where it is known, else a draw.
+def encode(
+    program: object, batch: Batch, *, draw: str = "mean", seed: int = 0
+) -> dict[str, Tensor]:
+    """The guide's latents, (B, ...).
 
     Args:
         program: any object with ``model`` and ``guide``.
         batch: fields (B, ...).
+        draw: ``mean`` of q(z | x) where it is known (else a draw), or a ``sample``.
+        seed: of the draws; the global random state is left as it was.
+    """
+    _check(draw)
+    program = as_program(program)
+    with evaluation_mode(program), isolated_rng(seed), program.scope():
+        trace = poutine.trace(program.run_guide).get_trace(batch)
+    return {name: _value(site, draw) for name, site in sample_sites(trace)}
+
+
+class _Held(Messenger):
+    """Gives sites these values, and other real-valued sites their mean if that is asked."""
+
+    def __init__(self, values: Mapping[str, Tensor], at_mean: bool) -> None:
+        super().__init__()
+        self.values = values
+        self.at_mean = at_mean
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or isinstance(fn, _Subsample):
+            return
+        if msg["name"] in self.values:
+            value, shape = self.values[msg["name"]], fn.batch_shape + fn.event_shape
+            if value.shape != shape:
+                raise PplError(
+                    f"the latent {msg['name']!r} must have shape {tuple(shape)}, got "
+                    f"{tuple(value.shape)}"
+                )
+            msg["value"] = value
+        elif self.at_mean and not is_discrete(fn):
+            msg["value"] = known_mean(fn)
+
+
+@torch.no_grad()
+def decode(
+    program: object,
+    latents: Mapping[str, Tensor],
+    *,
+    given: Batch | None = None,
+    field: str = "x",
+    draw: str = "mean",
+    seed: int = 0,
+) -> Tensor:
+    """What latents decode to: by default the mean image of p(x | z).
+
+    Args:
+        program: any object with ``model`` and ``guide``; its model takes ``size``.
+        latents: values of latent sites, (B, ...). Those left out are at the mean of their prior
+            given the others (or drawn from it, with ``draw="sample"`` or where there is no mean).
+        given: fields that the model conditions on, such as labels ``y`` (B,).
+        field: the site that is decoded to.
+        draw: ``mean`` of p(x | z), or a ``sample`` of it.
+        seed: of the draws; the global random state is left as it was.
+
+    Returns:
+        (B, ...), as the data.
+
+    Raises:
+        PplError: no latents, of different lengths, of a wrong shape, or a field is missing.
+        UnknownNameError: the model has no such site.
+        ProgramError: the model takes no ``size``.
+    """
+    _check(draw)
+    program = as_program(program)
+    lengths = {name: len(value) for name, value in {**latents, **(given or {})}.items()}
+    if not latents or len(set(lengths.values())) > 1:
+        raise PplError(f"latents and given fields must have one length, got {lengths or 'none'}")
+    trace = prior_trace(
+        program, len(next(iter(latents.values()))), given, latents, draw == "mean", seed
+    )
+    sites = dict(sample_sites(trace))
+    for name in (field, *latents):
+        if name not in sites:
+            raise UnknownNameError("site", name, sites)
+    return _value(sites[field], draw)
+
+
+@torch.no_grad()
+def prior_trace(
+    program: object,
+    size: int,
+    given: Batch | None = None,
+    held: Mapping[str, Tensor] | None = None,
+    at_mean: bool = False,
+    seed: int = 0,
+) -> poutine.Trace:
+    """Run the model without data.
+
+    Args:
+        program: any object with ``model`` and ``guide``; its model takes ``size``.
+        size: number of draws.
+        given: fields that the model conditions on, (size, ...).
+        held: values of sites, (size, ...).
+        at_mean: other real-valued sites have the mean of their distribution, where it is known.
+        seed: of the draws; the global random state is left as it was.
+
+    Raises:
+        ProgramError: the model takes no ``size``, or needs a field that is not given.
     """
     program = as_program(program)
-    with evaluation_mode(program), isolated_rng(0), program.scope():
-        trace = poutine.trace(program.run_guide).get_trace(batch)
-    return {name: _value(site, "mean") for name, site in sample_sites(trace)}
+    with evaluation_mode(program), isolated_rng(seed), program.scope(), _Held(held or {}, at_mean):
+        return poutine.trace(program.draw_prior).get_trace(size, given)

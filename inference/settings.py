@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.infer import ELBO
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from inference.compiled_weights import MANY_ROWS
+from inference.handlers import Handler
 from ppl_models.errors import PplError, UnknownNameError
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -30,6 +31,7 @@ FIXED_ON_RESUME = (
     "lr_schedule",
     "batch_size",
     "kl_warmup",
+    "handlers",
     "clip_grad_norm",
     "seed",
     "precision",
@@ -57,6 +59,7 @@ class Settings:
     seed: int
     precision: str
     compile: str | bool = "auto"
+    handlers: tuple[Handler, ...] = ()
 
     def __post_init__(self) -> None:
         positive = {
@@ -106,8 +109,8 @@ class Settings:
         """The settings as plain values; objects by their type's name."""
         return {
             name: value if isinstance(value, str | int | float | None) else type(value).__name__
-            for name, value in asdict(self).items()
-        }
+            for name, value in vars(self).items()
+        } | {"handlers": [type(handler).__name__ for handler in self.handlers]}
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over these parameters; fused where torch has it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent
@@ -27,6 +27,12 @@ def known_support(fn: Any) -> Constraint | None:
         return None
 
 
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution says that its support is discrete."""
+    support = known_support(fn)
+    return support is not None and bool(support.is_discrete)
+
+
 def innermost(fn: Any) -> Any:
     """A distribution without ``to_event``, ``expand`` and wrappers that change no density.
 
@@ -39,7 +45,10 @@ def innermost(fn: Any) -> Any:
 
 def family(fn: Any) -> str:
     """Name of a distribution, without the wrappers that change no density."""
-    return type(innermost(fn)).__name__
+    inner = innermost(fn)
+    name = type(inner).__name__
+    partial = isinstance(inner, MaskedDistribution) or getattr(inner, "is_partial", False)
+    return f"{name} {family(inner.base_dist)}" if partial else name
 
 
 def is_point(fn: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from inference.compiled import CompiledStep
 from inference.elbo.traces import Traces, run_traces
-from inference.handlers import KLWeight
+from inference.handlers import Handler
 from inference.nonfinite import (
     NonFiniteLossError,
     Recent,
@@ -44,7 +44,7 @@ class SVIStep:
         estimator: any ``pyro.infer.ELBO``.
         optimizer: over the program's parameters.
         fabric: device and precision.
-        kl_weight: handler around model and guide.
+        handlers: around model and guide, the first innermost.
         num_data: size of the training set, for programs that name it.
         clip_grad_norm: largest norm of the whole gradient (per datum), or None.
         compile_worth: whether batches of so many data are to be compiled; None: none are.
@@ -56,7 +56,7 @@ class SVIStep:
         estimator: ELBO,
         optimizer: torch.optim.Optimizer,
         fabric: Fabric,
-        kl_weight: KLWeight,
+        handlers: Sequence[Handler],
         num_data: int,
         clip_grad_norm: float | None = None,
         compile_worth: Callable[[int], bool] | None = None,
@@ -65,12 +65,12 @@ class SVIStep:
         self.estimator = estimator
         self.optimizer = optimizer
         self.fabric = fabric
-        self.kl_weight = kl_weight
+        self.handlers = tuple(handlers)
         self.num_data = num_data
         self.clip_grad_norm = clip_grad_norm
         self.parameters = trained(program, estimator)
-        self._model = self._weighed(program.run_model)
-        self._guide = self._weighed(program.run_guide)
+        self._model = self._handled(program.run_model, "around_model")
+        self._guide = self._handled(program.run_guide, "around_guide")
         self.started = False
         """Whether the first step is done, which is eager and checks the gradients."""
         self.compiled: CompiledStep | None = None
@@ -89,14 +89,19 @@ class SVIStep:
         self._recent = Recent(UNSEEN_ON_CUDA if fabric.device.type == "cuda" else 1)
         self._bad_steps: Tensor | None = None
 
-    def _weighed(self, run: Callable[..., Any]) -> Callable[[Batch], Any]:
-        def weighed(batch: Batch) -> Any:
-            if isinstance(self.kl_weight.weight, float) and self.kl_weight.weight == 1.0:
-                return run(batch, num_data=self.num_data)
-            with self.kl_weight:
-                return run(batch, num_data=self.num_data)
+    def _handled(self, run: Callable[..., Any], around: str) -> Callable[[Batch], Any]:
+        def with_size(batch: Batch) -> Any:
+            return run(batch, num_data=self.num_data)
 
-        return weighed
+        handled: Callable[[Batch], Any] = with_size
+        for handler in self.handlers:
+            handled = getattr(handler, around)(handled)
+        return handled
+
+    def at(self, step: int) -> None:
+        """Set the handlers' numbers for the step of this number (from 0)."""
+        for handler in self.handlers:
+            handler.at(step)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Take one step.
@@ -171,11 +176,17 @@ class SVIStep:
 
     def _schedules(self) -> dict[str, float]:
         """What changes from step to step beside the data, by name."""
-        found = {}
-        if getattr(self.kl_weight, "num_steps", 1):
-            found["weight"] = self.kl_weight.weight
+        return {name: getattr(*owner) for name, owner in self._changing().items()}
+
+    def _changing(self) -> dict[str, tuple[Any, str]]:
+        """What changes from step to step beside the data, by name: an object's attribute."""
+        found: dict[str, tuple[Any, str]] = {
+            f"{type(handler).__name__}.{i}.{name}": (handler, name)
+            for i, handler in enumerate(self.handlers)
+            for name in handler.numbers()
+        }
         if hasattr(self.estimator, "temperature"):
-            found["temperature"] = self.estimator.temperature
+            found["temperature"] = (self.estimator, "temperature")
         return found
 
     def _loss_at(self, batch: Batch, schedules: Mapping[str, Tensor]) -> Tensor:
@@ -186,15 +197,15 @@ class SVIStep:
     @contextmanager
     def _at(self, schedules: Mapping[str, Any]) -> Iterator[None]:
         """Within, the schedules have these values."""
-        owners: dict[str, Any] = {"weight": self.kl_weight, "temperature": self.estimator}
-        before = {name: getattr(owners[name], name) for name in schedules}
+        owners = self._changing()
+        before = {name: getattr(*owners[name]) for name in schedules}
         for name, value in schedules.items():
-            setattr(owners[name], name, value)
+            setattr(*owners[name], value)
         try:
             yield
         finally:
             for name, value in before.items():
-                setattr(owners[name], name, value)
+                setattr(*owners[name], value)
 
     def backward(self, batch: Batch) -> Tensor:
         """Loss per datum, taken eagerly, with its gradient in the parameters' ``.grad``."""

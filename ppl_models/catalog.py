@@ -29,10 +29,40 @@ class Entry:
 
 
 CATALOG: dict[str, Entry] = {
+    "autoencoder": Entry(
+        "ppl_models.autoencoder:Autoencoder",
+        "autoencoder: a point for a guide, and a prior that it does not know",
+        "Hinton & Salakhutdinov 2006",
+    ),
     "vae": Entry(
         "ppl_models.vae:VAE",
         "variational autoencoder, fully connected",
         "Kingma & Welling 2014, arXiv:1312.6114",
+    ),
+    "beta_vae": Entry(
+        "ppl_models.beta_vae:BetaVAE",
+        "VAE with a weight on its rate",
+        "Higgins et al. 2017",
+    ),
+    "conv_vae": Entry(
+        "ppl_models.conv_vae:ConvVAE",
+        "VAE with convolutional networks, images of any size",
+        "Kingma & Welling 2014, arXiv:1312.6114",
+    ),
+    "conv_grid_vae": Entry(
+        "ppl_models.conv_vae:ConvGridVAE",
+        "fully convolutional VAE, N × N latents",
+        "Gulrajani et al. 2017, arXiv:1611.05013",
+    ),
+    "cvae": Entry(
+        "ppl_models.cvae:CVAE",
+        "class-conditional VAE: images of a class that is asked for",
+        "Sohn, Lee & Yan 2015",
+    ),
+    "cvae_completion": Entry(
+        "ppl_models.cvae_completion:CompletionCVAE",
+        "image completion by a conditional VAE: some quadrants seen, the others drawn",
+        "Sohn, Lee & Yan 2015",
     ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",

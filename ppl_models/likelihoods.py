@@ -9,15 +9,16 @@ Shapes: B data, C H W image.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ppl_models.distributions import ContinuousBernoulli, DiscretizedLogisticMixture
 from ppl_models.errors import ProgramError, UnknownNameError
 
 MIN_SCALE = 1e-4
@@ -41,7 +42,7 @@ class Likelihood(nn.Module):
         event_shape: shape of one datum, such as ``(1, 28, 28)``.
     """
 
-    num_outputs: ClassVar[int] = 1
+    num_outputs: int = 1
     """Network outputs wanted per element of the event shape."""
 
     def __init__(self, event_shape: Sequence[int]) -> None:
@@ -52,6 +53,14 @@ class Likelihood(nn.Module):
     def output_shape(self) -> torch.Size:
         """What one datum's decoder output must look like: ``(num_outputs, *event_shape)``."""
         return torch.Size((self.num_outputs, *self.event_shape))
+
+    def resized(self, event_shape: Sequence[int]) -> Likelihood:
+        """The same, with the same parameters, for data of another shape."""
+        if torch.Size(event_shape) == self.event_shape:
+            return self
+        twin = copy.copy(self)  # shares the tables of parameters
+        twin.event_shape = torch.Size(event_shape)
+        return twin
 
     def split(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """The ``num_outputs`` parameter maps, each ``(..., *event_shape)``, in full precision."""
@@ -75,6 +84,19 @@ class BernoulliLikelihood(Likelihood):
         """The distribution of x given decoder outputs ``(..., 1, *event_shape)``."""
         (logits,) = self.split(outputs)
         return self.independent(dist.Bernoulli(logits=logits))
+
+
+class ContinuousBernoulliLikelihood(Likelihood):
+    """x in [0, 1], independent given z: a proper density where grey pixels meet a Bernoulli's.
+
+    References:
+        Loaiza-Ganem, Cunningham 2019, arXiv:1907.06845.
+    """
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 1, *event_shape)``."""
+        (logits,) = self.split(outputs)
+        return self.independent(ContinuousBernoulli(logits))
 
 
 class NormalLikelihood(Likelihood):
@@ -123,7 +145,7 @@ class SharedScaleNormalLikelihood(Likelihood):
 class PixelScaleNormalLikelihood(Likelihood):
     """``Normal(loc, scale)`` with loc and scale of every element from the decoder."""
 
-    num_outputs: ClassVar[int] = 2
+    num_outputs: int = 2
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
         """The distribution of x given decoder outputs ``(..., 2, *event_shape)``."""
@@ -131,25 +153,78 @@ class PixelScaleNormalLikelihood(Likelihood):
         return self.independent(dist.Normal(loc, positive(raw_scale)))
 
 
+class DiscretizedLogisticMixtureLikelihood(Likelihood):
+    """x in [0, 1] on ``levels`` grey levels: a mixture of logistics, as probabilities of levels.
+
+    Of an image (C, H, W) a pixel's channels share their component; in colour (C = 3) green depends
+    on red and blue on both.
+
+    Args:
+        event_shape: shape of one datum.
+        levels: grey levels, 256 for bytes.
+        num_components: of the mixture.
+
+    Raises:
+        ProgramError: an image of other than 1 or 3 channels, or fewer than two levels.
+
+    References:
+        Salimans, Karpathy, Chen, Kingma 2017, arXiv:1701.05517.
+    """
+
+    def __init__(
+        self, event_shape: Sequence[int], levels: int = 256, num_components: int = 5
+    ) -> None:
+        super().__init__(event_shape)
+        if levels < 2:
+            raise ProgramError(f"levels must be at least 2, got {levels}")
+        if len(event_shape) == 3 and event_shape[0] not in (1, 3):
+            raise ProgramError(
+                f"a discretized logistic mixture takes grey or colour images, 1 or 3 channels, got "
+                f"{event_shape[0]}"
+            )
+        self.levels = levels
+        self.num_components = num_components
+        self.colour = len(event_shape) == 3 and event_shape[0] == 3
+        self.num_outputs = num_components * (4 if self.colour else 3)
+
+    def forward(self, outputs: Tensor) -> dist.TorchDistribution:
+        """The distribution of x given decoder outputs ``(..., 3M or 4M, *event_shape)``."""
+        event_dim = len(self.event_shape)
+        maps = torch.stack(self.split(outputs), dim=-1 - event_dim)
+        logits, locs, log_scales, *rest = maps.split(self.num_components, dim=-1 - event_dim)
+        coefficients = rest[0].tanh() if rest else None
+        if event_dim == 3:
+            logits = logits.mean(-3)  # one a pixel
+        return DiscretizedLogisticMixture(
+            logits, locs, log_scales, self.levels, event_dim, coefficients
+        )
+
+
 LIKELIHOODS: dict[str, Callable[[Sequence[int]], Likelihood]] = {
     "normal": NormalLikelihood,
     "bernoulli": BernoulliLikelihood,
     "normal_shared_scale": SharedScaleNormalLikelihood,
     "normal_pixel_scale": PixelScaleNormalLikelihood,
+    "continuous_bernoulli": ContinuousBernoulliLikelihood,
+    "discretized_logistic_mixture": DiscretizedLogisticMixtureLikelihood,
 }
 """Likelihoods by the name that models take."""
 
 
-def make_likelihood(name: str, event_shape: Sequence[int]) -> Likelihood:
+def make_likelihood(name: str, event_shape: Sequence[int], levels: int | None = None) -> Likelihood:
     """The likelihood of this name for data of this shape.
 
     Args:
         name: one of ``LIKELIHOODS``.
         event_shape: shape of one datum.
+        levels: grey levels of the data, for likelihoods that ask; 256 if not known.
 
     Raises:
         UnknownNameError: no likelihood has that name.
     """
     if name not in LIKELIHOODS:
         raise UnknownNameError("likelihood", name, LIKELIHOODS)
-    return LIKELIHOODS[name](event_shape)
+    likelihood = LIKELIHOODS[name]
+    if levels is not None and likelihood is DiscretizedLogisticMixtureLikelihood:
+        return DiscretizedLogisticMixtureLikelihood(event_shape, levels)
+    return likelihood(event_shape)

@@ -135,6 +135,12 @@ class Program(nn.Module):
         fields = self._model_signature.fields if signature.open else signature.fields
         arguments = {name: batch[name] for name in fields if name in batch}
         arguments.update((k, v) for k, v in options.items() if k in signature.options)
+        missing = [name for name in signature.required if name not in arguments]
+        if missing and not signature.open:
+            raise ProgramError(
+                f"{self.name} names the field(s) {', '.join(map(repr, missing))}, which the batch "
+                f"lacks (it has: {', '.join(map(repr, batch)) or 'none'})"
+            )
         if not self._announces and isinstance(fn, MethodType) and is_pyro_method(fn):
             return fn.__wrapped__(fn.__self__, **arguments)  # type: ignore[attr-defined]
         return fn(**arguments)

@@ -14,6 +14,8 @@ class Signature(NamedTuple):
 
     fields: tuple[str, ...]
     """Positional parameters without a default, or with None: fields of the batch."""
+    required: tuple[str, ...]
+    """Those of them without a default."""
     options: frozenset[str]
     """Keyword-only parameters."""
     open: bool
@@ -27,6 +29,7 @@ def signature_of(fn: Callable[..., Any]) -> Signature:
     named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return Signature(
         fields=tuple(p.name for p in parameters if p.kind in named and not _is_setting(p)),
+        required=tuple(p.name for p in parameters if p.kind in named and p.default is p.empty),
         options=frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
         open=any(p.kind is p.VAR_KEYWORD for p in parameters),
     )

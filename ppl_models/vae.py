@@ -5,13 +5,17 @@ Generative story, for each datum in the plate ``data``:
     z ~ Normal(0, I)                    site ``z``, (D,): the image's code
     x ~ likelihood(decoder(z))          site ``x``, (C, H, W): the image
 
-with the decoder a network and the likelihood Normal with unit variance (the lecture's),
-Bernoulli, or Normal with a learned variance. The guide reads the code off the image:
+with the decoder a network and the likelihood one of ``likelihoods.py``: Normal with unit variance
+(the lecture's), Bernoulli, ... The prior may be learned instead (``latent_priors.py``). The guide
+reads the code off the image:
 
     z ~ Normal(loc(x), scale(x))        one encoder for all data (amortized), diagonal
 
+or a richer family (``posteriors.py``): full covariance, a normalizing flow.
+
 With the Normal likelihood of unit variance the negative ELBO is the lecture's loss,
-½‖x − x̂‖² + KL(q(z|x) ‖ p(z)), plus the constant (d/2) log 2π.
+½‖x − x̂‖² + KL(q(z|x) ‖ p(z)), plus the constant (d/2) log 2π. ``beta`` weighs the KL term in
+training; what is reported is the ELBO, whatever beta.
 
 Shapes: B data, D latent, C H W image.
 
@@ -25,16 +29,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import pyro.distributions as dist
-import torch
+from pyro import poutine
 from pyro.nn import PyroModule, pyro_method
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_models.errors import ProgramError
-from ppl_models.likelihoods import full_precision, make_likelihood, positive
+from ppl_models.latent_priors import make_latent_prior
+from ppl_models.likelihoods import make_likelihood
 from ppl_models.nets import mlp
+from ppl_models.posteriors import Point, make_posterior
 
 
 class VAE(PyroModule):
@@ -44,12 +51,15 @@ class VAE(PyroModule):
         x_shape: shape of one datum.
         latent_dim: D, the size of the code.
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
-        likelihood: ``normal`` (unit variance, the lecture's), ``normal_shared_scale`` (one learned
-            scale), ``normal_pixel_scale`` (one a pixel, from the decoder) or ``bernoulli``.
+        likelihood: a name of ``LIKELIHOODS``: ``normal`` (unit variance, the lecture's),
+            ``normal_shared_scale`` (one learned scale), ``bernoulli``, ...
+        posterior: family of q(z | x): ``diagonal``, ``full_covariance``, ``flow``, or ``point``.
+        prior: p(z): ``standard_normal``, or learned: ``mixture``, ``vamp``.
+        prior_components: of a learned prior.
+        beta: weight of the rate in training.
+        activation: between layers: ``relu``, ``tanh``, ``silu``, ``elu``.
+        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
     """
-
-    prior_loc: Tensor
-    prior_scale: Tensor
 
     def __init__(
         self,
@@ -57,41 +67,68 @@ class VAE(PyroModule):
         latent_dim: int = 20,
         hidden_dims: Sequence[int] = (400,),
         likelihood: str = "normal_shared_scale",
+        posterior: str = "diagonal",
+        prior: str = "standard_normal",
+        prior_components: int = 50,
+        beta: float = 1.0,
+        activation: str = "relu",
+        levels: int | None = None,
     ) -> None:
         super().__init__()
-        if latent_dim < 1:
-            raise ProgramError(f"latent_dim must be at least 1, got {latent_dim}")
+        if not beta > 0:
+            raise ProgramError(
+                f"beta must be positive, got {beta}; without a rate it is the model `autoencoder`"
+            )
         self.x_shape = tuple(x_shape)
-        self.likelihood = make_likelihood(likelihood, x_shape)
-        self.encoder = mlp(math.prod(x_shape), hidden_dims, 2 * latent_dim)
-        self.decoder = mlp(latent_dim, hidden_dims[::-1], self.likelihood.output_shape.numel())
-        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
+        self.beta = float(beta)
+        self.likelihood = make_likelihood(likelihood, x_shape, levels)
+        self.family = make_posterior(posterior, latent_dim)
+        self.latent_prior = make_latent_prior(
+            prior, latent_dim, prior_components, self.x_shape, posterior
+        )
+        self.encoder, self.decoder = self.make_networks(latent_dim, hidden_dims, activation)
+
+    def make_networks(
+        self, latent_dim: int, widths: Sequence[int], activation: str
+    ) -> tuple[nn.Module, nn.Module]:
+        """Encoder and decoder, from vectors to vectors: flat x, z, flat outputs."""
+        pixels, outputs = math.prod(self.x_shape), self.likelihood.output_shape.numel()
+        return (
+            mlp(pixels, widths, self.family.num_outputs, activation),
+            mlp(latent_dim, widths[::-1], outputs, activation),
+        )
+
+    @property
+    def deterministic_guide(self) -> bool:
+        """Whether the guide is a point, so that its "ELBO" is no bound."""
+        return isinstance(self.family, Point)
 
     def prior(self) -> dist.TorchDistribution:
         """p(z), event shape (D,)."""
-        return dist.Normal(self.prior_loc, self.prior_scale).to_event(1)
+        return self.latent_prior(self.posterior)
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """q(z | x) for x (B, C, H, W): batch shape (B,), event shape (D,)."""
-        code = full_precision(self.encoder(x.flatten(-len(self.x_shape))))
-        loc, raw_scale = code.chunk(2, dim=-1)  # (B, D) each
-        return dist.Normal(loc, positive(raw_scale)).to_event(1)
+        return self.family(self.encoder(x.flatten(-len(self.x_shape))))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z (..., D): batch shape (...), event shape (C, H, W)."""
-        outputs = self.decoder(z).unflatten(-1, self.likelihood.output_shape)
-        return self.likelihood(outputs)
+        return self.likelihood(self.decoder(z).unflatten(-1, self.likelihood.output_shape))
+
+    def rate_weight(self) -> AbstractContextManager[object]:
+        """What z stands in, in model and guide alike: the weight of the rate, in training alone."""
+        return nullcontext() if self.beta == 1 else poutine.scale(scale=self.beta)
 
     @pyro_method
     def model(self, x: Tensor | None = None, *, size: int = 1) -> Tensor:
         """p(x, z); without data, ``size`` draws from the prior predictive."""
         with pyro.plate("data", size if x is None else len(x), dim=-1):
-            z = pyro.sample("z", self.prior())  # (B, D)
+            with self.rate_weight():
+                z = pyro.sample("z", self.prior())  # (B, D)
             return pyro.sample("x", self.decode(z), obs=x)  # (B, C, H, W)
 
     @pyro_method
     def guide(self, x: Tensor) -> Tensor:
         """q(z | x)."""
-        with pyro.plate("data", len(x), dim=-1):
+        with pyro.plate("data", len(x), dim=-1), self.rate_weight():
             return pyro.sample("z", self.posterior(x))  # (B, D)

@@ -22,6 +22,12 @@ def tiny_images(size: int = 60, *, binary: bool = True, seed: int = 0) -> Tensor
     return (x > 0.6).float() if binary else x
 
 
+def images_for(likelihood: str, size: int) -> Tensor:
+    """Images that the likelihood of this name can give: bits, or bytes."""
+    x = tiny_images(size, binary=likelihood == "bernoulli")
+    return (x * 255).round() / 255
+
+
 class GaussianToy(nn.Module):
     """z ~ N(0, 1), x | z ~ N(z + b, s²), q = N(m, σ²), the same q for every datum.
 

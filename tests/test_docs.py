@@ -16,6 +16,7 @@ from pyro import poutine
 
 from inference import estimators
 from inference.cli import main
+from inference.explore import KINDS
 from inference.images import Photo, write_photo
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,8 @@ def test_readme_commands_run(tmp_path, monkeypatch):
     write_photo(tmp_path / "photo.png", Photo(smooth_images(3, 40, 50), None, "uint8"))
     found = commands(ROOT / "README.md")
     assert {words[0] for words in found} == {
-        *("list", "train", "evaluate", "sample", "reconstruct", "compare", "denoise")
+        *("list", "train", "evaluate", "sample", "reconstruct", "compare", "denoise"),
+        *("explore", "sweep"),
     }
     for words in found:
         assert main(words) == 0, words
@@ -127,6 +129,28 @@ def test_the_epll_page_runs(tmp_path, monkeypatch, capsys):
         exec(compile(code, "epll.md", "exec"), names)
     assert "after 20 steps" in capsys.readouterr().out
     assert names["sharp"].shape == names["filled"].shape == (1, 24, 24)
+
+
+@pytest.mark.slow
+def test_the_latent_space_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "latent_space.md"
+    names: dict = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), names)
+    assert names["walks"].shape == (2, 9, 1, 8, 8)
+    assert names["edited"].shape == (3, 3, 1, 8, 8)
+    assert "'mig': " in capsys.readouterr().out
+    for words in commands(page):
+        assert main([*words, "--epochs", "1"] if words[0] in ("train", "sweep") else words) == 0
+    assert (tmp_path / "plane.png").is_file()
+    assert (tmp_path / "runs" / "vae" / "interpolation.gif").is_file()
+
+
+def test_every_kind_and_data_set_has_a_row():
+    text = (ROOT / "docs" / "latent_space.md").read_text()
+    for name in (*KINDS, "shapes", "faces", "frey_faces", "olivetti_faces", "celeba"):
+        assert f"| `{name}` |" in text, name
 
 
 def test_makefile_commands_of_the_readme_exist():

@@ -16,8 +16,15 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = {
+    "autoencoder_or_vae.py": ["--epochs", "2"],
     "first_steps.py": ["--epochs", "2"],
+    "iwae_table.py": [
+        *("--rows", "vae", "--short", "--data", "mnist5k", "--epochs", "1"),
+        *("--num_particles", "5"),
+    ],
+    "latent_space.py": ["--data", "digits", "--epochs", "1", "--betas", "0.5", "4"],
     "restore_photograph.py": ["--steps", "2", "--side", "40"],
+    "why_blurry.py": ["--data", "digits", "--epochs", "1"],
 }
 """Arguments that make each script short."""
 PARAMETERS = {"compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)"}

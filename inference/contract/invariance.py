@@ -11,33 +11,17 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.contract.subject import Subject, run, sites_of
 from inference.densities import data_plate, densities_of, is_local
+from inference.elbo.handlers import FixedValues
 from inference.elbo.traces import Traces, sample_sites
+from inference.sites import is_point
 from inference.summed_out import enumerates, over_all_states
 from inference.weights import batch_size
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch, Program
-
-
-class FixedValues(Messenger):
-    """Gives latent sites these values; they stay latent.
-
-    Args:
-        values: by site.
-    """
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
 
 
 def _log_weights(
@@ -54,17 +38,23 @@ def _log_weights(
 
 
 def _values_of(traces: Traces, num_data: int, data: Tensor) -> dict[str, Tensor]:
-    """The guide's values for some of the data, by index; global ones as they are."""
+    """The guide's draws for some of the data, by index; global ones as they are."""
     plate = data_plate(traces.model, num_data)
     values = {}
-    for name, site in sample_sites(traces.guide):
+    for name, site in _draws(traces):
         axis = plate[1] - site["fn"].event_dim
         local = is_local(site, plate)
         values[name] = site["value"].index_select(axis, data) if local else site["value"]
     return values
 
 
+def _draws(traces: Traces) -> list[tuple[str, Any]]:
+    """The guide's sites but points, whose values are no draws: each run has its own."""
+    return [(n, s) for n, s in sample_sites(traces.guide) if not is_point(s["fn"])]
+
+
 def _require_close(ours: Tensor, theirs: Tensor, what: str, tolerance: float = 1e-4) -> None:
+    ours, theirs = ours.detach(), theirs.detach()
     if not torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance):
         gap = float((ours.double() - theirs.double()).abs().max())
         raise ProgramError(f"{what} (log weights differ by up to {gap:.3g})")
@@ -119,7 +109,7 @@ def check_per_datum(subject: Subject) -> str:
 def check_precisions(subject: Subject) -> str:
     """The program runs in float64 and agrees with itself in float32."""
     single, traces = _log_weights(subject.program, subject.batch)
-    values = {n: _double(s["value"]) for n, s in sample_sites(traces.guide)}
+    values = {n: _double(s["value"]) for n, s in _draws(traces)}
     batch = {name: _double(value) for name, value in subject.batch.items()}
     program = copy.deepcopy(subject.program).double()
     double, _ = _log_weights(program, batch, values)

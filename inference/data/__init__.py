@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from inference.data.dataset import (
     DataInfo,
     DataSet,
     MemorySplit,
+    Split,
     StreamSplit,
     as_dataset,
     from_tensors,
 )
+from inference.data.faces import celeba, faces, frey_faces, olivetti_faces
 from inference.data.files import load_array_file, load_image_folder
+from inference.data.shapes import rendered_shapes
 from inference.data.sources import (
     Source,
     binarized_mnist,
@@ -30,6 +34,16 @@ SOURCES: dict[str, Source] = {
     "digits": Source(digits, "1,797 digits, 1×8×8, labels; embedded (scikit-learn)"),
     "mnist5k": Source(mnist5k, "5,000 MNIST digits, 1×28×28, labels; embedded"),
     "binarized_mnist": Source(binarized_mnist, "MNIST in its fixed binarization, 1×28×28"),
+    "shapes": Source(
+        lambda _: rendered_shapes(),
+        "6,144 rendered shapes, 1×32×32, of known shape, scale, rotation, x, y; embedded",
+    ),
+    "faces": Source(faces, "100 faces, 1×25×25; embedded in scikit-image"),
+    "frey_faces": Source(frey_faces, "1,965 frames of one face, 1×28×20; faces/ in the data root"),
+    "olivetti_faces": Source(
+        olivetti_faces, "40 people × 10, 1×64×64, labels; faces/ in the data root"
+    ),
+    "celeba": Source(celeba, "202,599 faces, 3×64×64, 40 attributes; celeba/ in the data root"),
 }
 """Data sets that are not torchvision's."""
 
@@ -45,9 +59,9 @@ def load_data(
     """A data set by name or path.
 
     Args:
-        data: ``digits``, ``mnist5k``, ``binarized_mnist``, any image set of torchvision
-            (``mnist``, ``fashion_mnist``, ``cifar10``, ...), an ``.npy`` or ``.npz`` file, or a
-            folder of images.
+        data: a name of ``SOURCES`` (``digits``, ``mnist5k``, ``shapes``, ``faces``, ...), any
+            image set of torchvision (``mnist``, ``fashion_mnist``, ``cifar10``, ...), an ``.npy``
+            or ``.npz`` file, or a folder of images.
         data_root: folder of downloaded files; else the variable PPL_DATA_ROOT, else a cache.
         binarize: ``none``, ``threshold``, ``static`` (once) or ``dynamic`` (every batch anew).
         dequantize: add uniform noise to bytes, so that densities give bits per dimension.
@@ -66,7 +80,7 @@ def load_data(
 def _load(name: str, root: str | None, num_workers: int) -> DataSet:
     folder = data_root(root)
     if name in SOURCES:
-        return SOURCES[name].load(folder)
+        return SOURCES[name].load(folder).map(lambda split: _read_by(split, num_workers))
     path = Path(name)
     if path.suffix in (".npy", ".npz"):
         if not path.is_file():
@@ -86,6 +100,11 @@ def _load(name: str, root: str | None, num_workers: int) -> DataSet:
     )
 
 
+def _read_by(split: Split, num_workers: int) -> Split:
+    """A split that is streamed, by so many processes; any other as it is."""
+    return replace(split, num_workers=num_workers) if isinstance(split, StreamSplit) else split
+
+
 __all__ = [
     "SOURCES",
     "DataInfo",
@@ -97,4 +116,5 @@ __all__ = [
     "dequantize_data",
     "from_tensors",
     "load_data",
+    "rendered_shapes",
 ]

@@ -39,6 +39,10 @@ class DataInfo:
     """log |dx/du| per dimension, where u are the integers that the originals count in: 0 for
     binary data, −log 256 for dequantized bytes in [0, 1]; None where a density of x says
     nothing of them."""
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the columns of fields (B, M) that hold several properties, such as factors."""
+    categorical: tuple[str, ...] = ()
+    """Columns whose values are mere names: no one is between two others."""
 
 
 class Split(Protocol):
@@ -253,7 +257,7 @@ def describe(name: str, fields: Mapping[str, Tensor], levels: int | None = None)
         name=name,
         x_shape=tuple(first.shape[1:]),
         value_range=(low, high),
-        likelihoods=("bernoulli",) if binary else GREY_LIKELIHOODS,
+        likelihoods=("bernoulli",) if binary else fitting_likelihoods(low, high, levels),
         summary=f"{len(first):,} data of shape {tuple(first.shape[1:])}",
         num_classes=num_classes,
         levels=None if binary else levels,
@@ -261,7 +265,17 @@ def describe(name: str, fields: Mapping[str, Tensor], levels: int | None = None)
     )
 
 
-GREY_LIKELIHOODS = ("normal", "normal_shared_scale", "normal_pixel_scale")
+def fitting_likelihoods(low: float, high: float, levels: int | None) -> tuple[str, ...]:
+    """Likelihoods for numbers in this range, on so many grey levels if that is known."""
+    found = ["normal", "normal_shared_scale", "normal_pixel_scale"]
+    if low >= 0 and high <= 1:
+        found += ["continuous_bernoulli"]
+        found += ["discretized_logistic_mixture"] if levels else []
+    return tuple(found)
+
+
+GREY_LIKELIHOODS = fitting_likelihoods(0.0, 1.0, 256)
+"""For images of bytes."""
 
 
 def as_dataset(data: Any) -> DataSet:

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from inference.data.dataset import DataSet, MemorySplit, Split, StreamSplit
+from inference.data.dataset import (
+    DataSet,
+    MemorySplit,
+    Split,
+    StreamSplit,
+    fitting_likelihoods,
+)
 from ppl_models.errors import PplError, UnknownNameError
 
 BINARIZATIONS = ("none", "threshold", "static", "dynamic")
@@ -102,6 +108,7 @@ def dequantize(data: DataSet) -> DataSet:
     info = replace(
         data.info,
         name=f"{data.info.name} (dequantized)",
+        likelihoods=fitting_likelihoods(*data.info.value_range, None),
         levels=None,
         log_jacobian=-math.log(levels),
     )

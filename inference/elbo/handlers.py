@@ -1,13 +1,14 @@
-"""Effect handlers that change how a guide's sites are drawn."""
+"""Effect handlers that change how sites are drawn."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
 from torch.distributions import OneHotCategorical
 
 from inference.elbo.wrapped import Wrapped
@@ -87,3 +88,20 @@ def score_function(
         return result
 
     return wrapped
+
+
+class FixedValues(Messenger):
+    """Gives latent sites these values; they stay latent.
+
+    Args:
+        values: by site.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True

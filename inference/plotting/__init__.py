@@ -1,6 +1,7 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
-from inference.plotting.curves import learning_curves, mode_search
+from inference.plotting.curves import learning_curves, mode_search, rate_distortion
+from inference.plotting.disentanglement import traversals_with_information
 from inference.plotting.estimators import (
     cost_frontier,
     estimator_bias,
@@ -8,25 +9,36 @@ from inference.plotting.estimators import (
     estimator_variance,
     training_curves,
 )
+from inference.plotting.grids import animated, labelled_grid, labelled_grids
 from inference.plotting.images import image_grid, reconstruction_grid, side_by_side, tile
-from inference.plotting.latents import latent_scatter, principal_plane
+from inference.plotting.latents import (
+    latent_scatter,
+    posterior_against_prior,
+    principal_plane,
+)
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
 
 __all__ = [
+    "animated",
     "component_means",
     "cost_frontier",
     "estimator_bias",
     "estimator_snr",
     "estimator_variance",
     "image_grid",
+    "labelled_grid",
+    "labelled_grids",
     "latent_scatter",
     "learning_curves",
     "mixture_contours_2d",
     "mixture_density_1d",
     "mode_search",
+    "posterior_against_prior",
     "principal_plane",
+    "rate_distortion",
     "reconstruction_grid",
     "side_by_side",
     "tile",
     "training_curves",
+    "traversals_with_information",
 ]

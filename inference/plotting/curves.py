@@ -65,3 +65,39 @@ def mode_search(
     if levels:
         right.legend(fontsize=8)
     return figure
+
+
+def rate_distortion(
+    rates: Sequence[float], distortions: Sequence[float], labels: Sequence[str], setting: str
+) -> Figure:
+    """Distortion against rate, a point a value of a setting, and the line of the best ELBO.
+
+    −ELBO = rate + distortion: all points of one ELBO lie on a line of slope −1; below and to the
+    left of the dashed one it would be higher.
+
+    Args:
+        rates: KL(q ‖ p), nats per datum.
+        distortions: −E log p(x | z), nats per datum.
+        labels: values of the setting.
+        setting: its name.
+    """
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    order = sorted(range(len(rates)), key=lambda i: rates[i])
+    axes.plot([rates[i] for i in order], [distortions[i] for i in order], "o-", markersize=5)
+    for rate, distortion, label in zip(rates, distortions, labels, strict=True):
+        axes.annotate(
+            f"{setting} = {label}",
+            (rate, distortion),
+            textcoords="offset points",
+            xytext=(6, 5),
+            fontsize=8,
+        )
+    best = min(r + d for r, d in zip(rates, distortions, strict=True))
+    span = max(rates) - min(rates)
+    ends = [min(rates) - 0.05 * span, max(rates) + 0.15 * span]
+    line = [best - rate for rate in ends]
+    axes.plot(ends, line, "--", color="0.5", label=f"ELBO = {-best:.1f}")
+    axes.set(xlabel="rate KL(q ‖ p), nats", ylabel="distortion −E log p(x | z), nats")
+    axes.legend(fontsize=8, frameon=False)
+    return figure

@@ -1,5 +1,14 @@
 """Networks that programs are built of; they know nothing of Pyro."""
 
-from ppl_models.nets.mlp import mlp
+from ppl_models.nets.conv import ConvDecoder, ConvEncoder, GridDecoder, GridEncoder, halvings
+from ppl_models.nets.mlp import ACTIVATIONS, mlp
 
-__all__ = ["mlp"]
+__all__ = [
+    "ACTIVATIONS",
+    "ConvDecoder",
+    "ConvEncoder",
+    "GridDecoder",
+    "GridEncoder",
+    "halvings",
+    "mlp",
+]

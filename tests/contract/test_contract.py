@@ -8,7 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import BernoulliToy, GaussianToy, GlobalMean, LinearVAE, tiny_images, tiny_vae
+from programs import (
+    BernoulliToy,
+    GaussianToy,
+    GlobalMean,
+    LinearVAE,
+    images_for,
+    tiny_images,
+    tiny_vae,
+)
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -17,14 +25,18 @@ from inference.contract import CHECKS
 from inference.runs import build_for
 from inference.testing import check_program
 from ppl_models import CATALOG, Program, ProgramError
+from ppl_models.latent_priors import LATENT_PRIORS, MIXED
 from ppl_models.likelihoods import LIKELIHOODS
+from ppl_models.posteriors import POSTERIORS
+from ppl_models.vae import VAE
 
 X = torch.randn(6)
 
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_catalog_keeps_it(name):
-    data = load_data("digits")
+    bits = "threshold" if name == "cvae_completion" else "none"
+    data = load_data("digits", binarize=bits)
     program = build_for(name, {}, data.info)
     results = check_program(program, next(iter(data.train.batches(6))))
     assert [r.name for r in results] == ["runs", *CHECKS]
@@ -32,7 +44,21 @@ def test_the_catalog_keeps_it(name):
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood_keeps_it(likelihood):
-    check_program(tiny_vae(likelihood), {"x": tiny_images(5, binary=likelihood == "bernoulli")})
+    check_program(tiny_vae(likelihood), {"x": images_for(likelihood, 5)})
+
+
+@pytest.mark.parametrize(
+    ("posterior", "prior"),
+    [
+        (posterior, prior)
+        for posterior in POSTERIORS
+        for prior in LATENT_PRIORS
+        if prior != "vamp" or posterior in MIXED
+    ],
+)
+def test_every_posterior_and_prior_keep_it(posterior, prior):
+    vae = VAE((1, 4, 4), 3, (8,), "bernoulli", posterior, prior, 4, beta=2.0)
+    check_program(vae, {"x": tiny_images(5)})
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled_helpers import outcome, step_of, traced
-from programs import BernoulliToy, EnumeratedMixture, LinearVAE, tiny_images, tiny_vae
+from compiled_helpers import batch_of, outcome, step_of, traced
+from programs import BernoulliToy, EnumeratedMixture, LinearVAE, images_for, tiny_images, tiny_vae
 from unit.test_compiled import Normed
 from unit.test_fit_estimators import DISCRETE, TinyBits
 
@@ -15,6 +15,7 @@ from inference.graphs import compile_graph
 from inference.runs import build_for
 from ppl_models import CATALOG
 from ppl_models.likelihoods import LIKELIHOODS
+from ppl_models.vae import VAE
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 pytestmark = pytest.mark.slow
@@ -24,9 +25,9 @@ in_both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def assert_agreement(step, x):
     """Loss, norm, gradients and new buffers, relative to the largest number of each tensor."""
     graph = traced(step, x)
-    compiled = compile_graph(graph, step.compiled.step_graph().flat({"x": x}))
+    compiled = compile_graph(graph, step.compiled.step_graph().flat(batch_of(x)))
     ours = outcome(step, lambda *flat: compiled(list(flat)), x)
-    theirs = outcome(step, step.compiled.step_graph().function(["x"]), x)
+    theirs = outcome(step, step.compiled.step_graph().function(list(batch_of(x))), x)
     held = step.compiled.step_graph().held
     count = len(held.trained)
     names = ["loss", "norm", "bad steps", *(f"gradient of {name}" for name in held.trained)]
@@ -42,7 +43,8 @@ def assert_agreement(step, x):
 def agreement(program, estimator, x, dtype):
     torch.manual_seed(0)
     program = program.to(dtype) if isinstance(program, torch.nn.Module) else program
-    assert_agreement(step_of(program, estimator, x.to(dtype)), x.to(dtype))
+    batch = {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch_of(x).items()}
+    assert_agreement(step_of(program, estimator, batch), batch)
 
 
 @in_both_precisions
@@ -55,16 +57,29 @@ def test_every_estimator(name, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_program_of_the_catalog(name, dtype):
-    data = load_data("digits")
+    bits = "threshold" if name == "cvae_completion" else "none"
+    data = load_data("digits", binarize=bits)
     program = build_for(name, {}, data.info)
-    x = next(iter(data.train.batches(6)))["x"]
-    agreement(program, make_estimator("enumerate" if name == "gmm" else "analytic_kl"), x, dtype)
+    batch = next(iter(data.train.batches(6)))
+    agreement(
+        program, make_estimator("enumerate" if name == "gmm" else "analytic_kl"), batch, dtype
+    )
+
+
+@in_both_precisions
+@pytest.mark.parametrize(
+    ("posterior", "prior"),
+    [("full_covariance", "vamp"), ("flow", "mixture"), ("point", "standard_normal")],
+)
+def test_posteriors_and_priors(posterior, prior, dtype):
+    vae = VAE((1, 4, 4), 3, (8,), "bernoulli", posterior, prior, 4, beta=2.0)
+    agreement(vae, make_estimator("analytic_kl", 2), tiny_images(6), dtype)
 
 
 @in_both_precisions
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_every_likelihood(likelihood, dtype):
-    x = tiny_images(5, binary=likelihood == "bernoulli")
+    x = images_for(likelihood, 5)
     agreement(tiny_vae(likelihood), make_estimator("analytic_kl"), x, dtype)
 
 

@@ -18,6 +18,8 @@ from ppl_models.likelihoods import (
 )
 
 BINARY = {"bernoulli"}
+UNIT = {"continuous_bernoulli"}
+LEVELS = {"discretized_logistic_mixture"}
 REAL = {"normal", "normal_shared_scale", "normal_pixel_scale"}
 SHAPES = [(1, 4, 4), (7,)]
 
@@ -28,11 +30,13 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 def data(name: str, *shape: int, seed: int = 1) -> torch.Tensor:
     """Values that the likelihood can give."""
     x = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    if name in LEVELS:
+        return (x * 255).round() / 255
     return (x > 0.5).float() if name in BINARY else x
 
 
 def test_every_likelihood_is_tested_here():
-    assert set(LIKELIHOODS) == BINARY | REAL
+    assert set(LIKELIHOODS) == BINARY | UNIT | LEVELS | REAL
 
 
 @every_likelihood
@@ -53,7 +57,8 @@ def test_shapes(name, shape, batch):
 @every_shape
 def test_output_shape_is_the_event_shape_times_the_number_of_outputs(name, shape):
     likelihood = make_likelihood(name, shape)
-    assert likelihood.num_outputs == (2 if name == "normal_pixel_scale" else 1)
+    expected = {"normal_pixel_scale": 2, "discretized_logistic_mixture": 15}
+    assert likelihood.num_outputs == expected.get(name, 1)
     assert likelihood.output_shape == (likelihood.num_outputs, *shape)
     assert likelihood.event_shape == shape
 
