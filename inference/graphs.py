@@ -276,7 +276,11 @@ def tolerance_of(graph: GraphModule) -> float:
     dtypes = {value.dtype for value in values if isinstance(value, Tensor)}
     if dtypes & {torch.bfloat16, torch.float16}:
         return 3e-2
-    return 1e-4 if torch.float32 in dtypes else 1e-9
+    if torch.float32 not in dtypes:
+        return 1e-9
+    targets = {node.target for node in graph.graph.nodes}
+    # A convolution's gradient sums over all places, in whatever order its kernel likes.
+    return 1e-3 if torch.ops.aten.convolution_backward.default in targets else 1e-4
 
 
 def check_alike(name: str, ours: Tensor, theirs: Tensor, tolerance: float, size: float) -> None:
