@@ -74,5 +74,7 @@ def test_a_class_is_asked_for_on_the_command_line(tmp_path, capsys):
         assert drawn["y"].shape == (4,)
     assert main(["sample", run, "--y", "12"]) == 2
     assert "out of range; expected integers from 0 to 9" in capsys.readouterr().err
-    assert main(["train", "cvae", "--data", "binarized_mnist", "--out", str(tmp_path / "b")]) == 2
+    images = tmp_path / "unlabelled.npy"
+    np.save(images, np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    assert main(["train", "cvae", "--data", str(images), "--out", str(tmp_path / "b")]) == 2
     assert "needs labels (num_classes)" in capsys.readouterr().err
