@@ -107,7 +107,11 @@ def main() -> None:
     options.add_argument("--pictures", type=Path)
     options.add_argument("--run", type=Path, help="folder in which training goes on")
     args = options.parse_args()
-    save("class_conditional", {k: str(v) for k, v in vars(args).items()}, measure(args))
+    save(
+        "class_conditional",
+        {k: v for k, v in vars(args).items() if k not in ("run", "pictures")},
+        measure(args),
+    )
 
 
 if __name__ == "__main__":

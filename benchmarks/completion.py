@@ -90,7 +90,7 @@ def main() -> None:
         save_picture(program, data, args.pictures / "cvae_completion.png")
     save(
         f"completion-{args.quadrants}",
-        {k: str(v) for k, v in vars(args).items()},
+        {k: v for k, v in vars(args).items() if k not in ("run", "pictures")},
         {
             "baseline_negative_cll": -alone.elbo,
             "cvae_negative_elbo": -result.elbo,
