@@ -80,3 +80,19 @@ def test_benchmarks_compile_and_say_how_they_run(path):
     text = path.read_text()
     compile(text, str(path), "exec")
     assert path.name in PARTS_OF_BENCHMARKS or f"python benchmarks/{path.name}" in text
+
+
+def test_a_long_benchmark_goes_on_where_it_was(tmp_path, monkeypatch):
+    """What is measured is on disk at once, and only for the same code and configuration."""
+    harness = runpy.run_path(str(ROOT / "benchmarks" / "harness.py"))
+    kept = harness["Kept"]
+    monkeypatch.setitem(kept.__init__.__globals__, "RESULTS", tmp_path)
+    assert harness["COMMIT"]
+    first = kept("long", {"prior": "a"})
+    assert first.value("one", lambda: 1.5) == 1.5
+    again = kept("long", {"prior": "a"})
+    assert again.value("one", lambda: pytest.fail("measured twice")) == 1.5
+    with pytest.raises(SystemExit, match="go on with the same, or remove the file"):
+        kept("long", {"prior": "b"})
+    again.remove()
+    assert list(tmp_path.iterdir()) == []
