@@ -129,6 +129,15 @@ def test_the_epll_page_runs(tmp_path, monkeypatch, capsys):
     assert names["sharp"].shape == names["filled"].shape == (1, 24, 24)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["autoencoder", "beta_vae"])
+def test_the_pages_of_the_vae_family_run(name, capsys):
+    for code in blocks(ROOT / "docs" / f"{name}.md", "python"):
+        exec(compile(code.replace("epochs=10", "epochs=1"), f"{name}.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert ("MMD²" in printed) == (name == "autoencoder")
+
+
 def test_makefile_commands_of_the_readme_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
