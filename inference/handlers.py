@@ -40,6 +40,15 @@ class Handler(Messenger):
         super().__init__()
         self.sites = sites
 
+    def __repr__(self) -> str:
+        """With what it was set to, so that a resumed run can be known to be the same."""
+        fixed = {
+            name: value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float | tuple | list) and name not in self.changing
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in fixed.items())})"
+
     def at(self, step: int) -> None:
         """Take the values for the step of this number (from 0)."""
 
@@ -253,6 +262,7 @@ class Capacity(RateObjective):
         if not nats > 0 or not gamma > 0:
             raise PplError(f"capacity and gamma must be positive, got {nats} and {gamma}")
         super().__init__(sites)
+        self.nats, self.num_steps = nats, num_steps
         self.gamma = gamma
         self.schedule = linear(num_steps, 0.0, nats) if num_steps else lambda step: nats
         self.at(0)

@@ -28,8 +28,8 @@ from ppl_models.errors import PplError, ProgramError
 from ppl_models.program import Program, as_program
 
 CONFIG = "config.yaml"
-FROM_DATA = ("x_shape", "num_classes", "levels")
-"""Constructor arguments that are facts of the data."""
+FROM_DATA = {"x_shape": "x_shape", "num_classes": "num_classes", "grey_levels": "levels"}
+"""Constructor arguments that are facts of the data, and what these call them."""
 
 
 def versions() -> dict[str, str]:
@@ -156,7 +156,8 @@ def options_for(function: Callable[..., Any], config: dict[str, Any]) -> dict[st
 def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     """Construct a program for a data set.
 
-    A constructor that names ``x_shape``, ``num_classes`` or ``levels`` gets them from the data.
+    A constructor that names ``x_shape``, ``num_classes`` or ``grey_levels`` gets them from the
+    data, if they say.
 
     Args:
         spec: as in :func:`ppl_models.resolve`.
@@ -167,10 +168,11 @@ def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
         ProgramError: the constructor needs ``num_classes`` and the data have no labels.
     """
     named = inspect.signature(resolve(spec)).parameters
-    facts = {key: getattr(info, key) for key in FROM_DATA if key in named}
+    facts = {name: getattr(info, key) for name, key in FROM_DATA.items() if name in named}
     if facts.get("num_classes", 0) is None:
         raise ProgramError(f"{spec} needs labels (num_classes), and {info.name!r} has none")
-    return as_program(build(spec, **(facts | arguments)))
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return as_program(build(spec, **(known | arguments)))
 
 
 def _check_source(spec: str, folder: Path) -> None:

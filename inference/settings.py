@@ -110,7 +110,7 @@ class Settings:
         return {
             name: value if isinstance(value, str | int | float | None) else type(value).__name__
             for name, value in vars(self).items()
-        } | {"handlers": [type(handler).__name__ for handler in self.handlers]}
+        } | {"handlers": [repr(handler) for handler in self.handlers]}
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer over these parameters; fused where torch has it."""

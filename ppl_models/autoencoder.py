@@ -41,7 +41,7 @@ class Autoencoder(VAE):
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
         likelihood: a name of ``LIKELIHOODS``; ``normal`` gives the lecture's squared error.
         activation: between layers: ``relu``, ``tanh``, ``silu``, ``elu``.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Autoencoder(VAE):
         hidden_dims: Sequence[int] = (400,),
         likelihood: str = "normal",
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         super().__init__(
             x_shape,
@@ -60,7 +60,7 @@ class Autoencoder(VAE):
             likelihood,
             posterior="point",
             activation=activation,
-            levels=levels,
+            grey_levels=grey_levels,
         )
 
     def rate_weight(self) -> AbstractContextManager[object]:

@@ -34,7 +34,7 @@ class BetaVAE(VAE):
         hidden_dims: widths of the encoder's hidden layers; the decoder mirrors them.
         likelihood: a name of ``LIKELIHOODS``.
         activation: between layers.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BetaVAE(VAE):
         hidden_dims: Sequence[int] = (400,),
         likelihood: str = "normal_shared_scale",
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         super().__init__(
             x_shape,
@@ -54,5 +54,5 @@ class BetaVAE(VAE):
             likelihood,
             beta=beta,
             activation=activation,
-            levels=levels,
+            grey_levels=grey_levels,
         )

@@ -52,7 +52,7 @@ class ConvVAE(VAE):
         prior_components: of a learned prior.
         beta: weight of the rate in training.
         activation: between layers.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ConvVAE(VAE):
         prior_components: int = 50,
         beta: float = 1.0,
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         check_channels(channels)
         super().__init__(
@@ -79,7 +79,7 @@ class ConvVAE(VAE):
             prior_components,
             beta,
             activation,
-            levels,
+            grey_levels,
         )
 
     def make_networks(
@@ -103,7 +103,7 @@ class ConvGridVAE(VAE):
         likelihood: a name of ``LIKELIHOODS``.
         beta: weight of the rate in training.
         activation: between layers.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     zero: Tensor
@@ -116,7 +116,7 @@ class ConvGridVAE(VAE):
         likelihood: str = "normal_shared_scale",
         beta: float = 1.0,
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         check_channels(channels)
         super().__init__(
@@ -126,7 +126,7 @@ class ConvGridVAE(VAE):
             likelihood,
             beta=beta,
             activation=activation,
-            levels=levels,
+            grey_levels=grey_levels,
         )
         self.num_halvings = len(channels)
         self.register_buffer("zero", torch.zeros(()), persistent=False)

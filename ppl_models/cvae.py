@@ -59,7 +59,7 @@ class CVAE(PyroModule):
         posterior: family of q(z | x, y): ``diagonal``, ``full_covariance``, ``flow``.
         prior: p(z | y): ``standard_normal``, the same for all, or ``learned``, one a class.
         activation: between layers.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     class_weights: Tensor
@@ -74,7 +74,7 @@ class CVAE(PyroModule):
         posterior: str = "diagonal",
         prior: str = "standard_normal",
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         super().__init__()
         if prior not in PRIORS:
@@ -83,7 +83,7 @@ class CVAE(PyroModule):
             raise ProgramError(f"num_classes must be at least 1, got {num_classes}")
         self.x_shape = tuple(x_shape)
         self.num_classes = num_classes
-        self.likelihood = make_likelihood(likelihood, x_shape, levels)
+        self.likelihood = make_likelihood(likelihood, x_shape, grey_levels)
         self.family = make_posterior(posterior, latent_dim)
         inputs, outputs = math.prod(x_shape), self.likelihood.output_shape.numel()
         self.encoder = mlp(inputs + num_classes, hidden_dims, self.family.num_outputs, activation)

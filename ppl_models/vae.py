@@ -58,7 +58,7 @@ class VAE(PyroModule):
         prior_components: of a learned prior.
         beta: weight of the rate in training.
         activation: between layers: ``relu``, ``tanh``, ``silu``, ``elu``.
-        levels: grey levels of the data, for likelihoods of levels; 256 when left out.
+        grey_levels: of the data, for likelihoods of levels; 256 when left out.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class VAE(PyroModule):
         prior_components: int = 50,
         beta: float = 1.0,
         activation: str = "relu",
-        levels: int | None = None,
+        grey_levels: int | None = None,
     ) -> None:
         super().__init__()
         if not beta > 0:
@@ -81,7 +81,7 @@ class VAE(PyroModule):
             )
         self.x_shape = tuple(x_shape)
         self.beta = float(beta)
-        self.likelihood = make_likelihood(likelihood, x_shape, levels)
+        self.likelihood = make_likelihood(likelihood, x_shape, grey_levels)
         self.family = make_posterior(posterior, latent_dim)
         self.latent_prior = make_latent_prior(
             prior, latent_dim, prior_components, self.x_shape, posterior

@@ -153,6 +153,15 @@ def test_every_kind_and_data_set_has_a_row():
         assert f"| `{name}` |" in text, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["autoencoder", "beta_vae"])
+def test_the_pages_of_the_vae_family_run(name, capsys):
+    for code in blocks(ROOT / "docs" / f"{name}.md", "python"):
+        exec(compile(code.replace("epochs=10", "epochs=1"), f"{name}.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert ("MMD²" in printed) == (name == "autoencoder")
+
+
 def test_makefile_commands_of_the_readme_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)

@@ -171,6 +171,15 @@ def test_a_compiled_step_takes_their_numbers_as_inputs(handler):
     assert (losses[0] != losses[1]) == bool(handler.changing)
 
 
+def test_a_resumed_run_has_the_same_handlers(tmp_path):
+    x, options = tiny_images(60), {"run_dir": tmp_path / "run", "progress": False}
+    fit(tiny_vae(), x, epochs=1, handlers=[Capacity(2.0, 10)], **options)
+    with pytest.raises(PplError, match=r"handlers=\['Capacity\(nats=3.0"):
+        fit(tiny_vae(), x, epochs=2, handlers=[Capacity(3.0, 10)], resume=True, **options)
+    again = fit(tiny_vae(), x, epochs=2, handlers=[Capacity(2.0, 10)], resume=True, **options)
+    assert len(again.history) == 2
+
+
 def test_errors_of_objectives():
     with pytest.raises(PplError, match=r"found none of its latent sites \(w\)"):
         objective(GaussianToy(), FreeBits(1.0, sites=["w"]), AnalyticKL())
