@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -82,13 +83,18 @@ class FullCovariance(Posterior):
         self.register_buffer("columns", below[1].clone(), persistent=False)
 
     def forward(self, outputs: Tensor) -> dist.TorchDistribution:
-        """q(z | x) of encoder outputs (..., 2D + D(D−1)/2): loc, diagonal of L, what is below."""
+        """q(z | x) of encoder outputs (..., 2D + D(D−1)/2): loc, diagonal of L, what is below.
+
+        What is below is in units of the row's diagonal entry / √D: the D − 1 terms of an
+        untrained encoder, all of them noise, then add little to that dimension's scale.
+        """
         dim = self.latent_dim
         sizes = [dim, dim, len(self.rows)]
         loc, raw_diagonal, below = full_precision(outputs).split(sizes, dim=-1)
         lower = below.new_zeros(*below.shape[:-1], dim, dim)
-        lower[..., self.rows, self.columns] = below
-        scale_tril = lower + torch.diag_embed(positive(raw_diagonal))
+        lower[..., self.rows, self.columns] = below / math.sqrt(dim)
+        unit_tril = lower + torch.eye(dim, dtype=lower.dtype, device=lower.device)
+        scale_tril = positive(raw_diagonal).unsqueeze(-1) * unit_tril
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 

@@ -120,7 +120,8 @@ class LinearGaussian(nn.Module):
             to_loc = torch.linalg.solve(precision, w.T) / sigma**2
             tril = torch.linalg.cholesky(torch.linalg.inv(precision))
             raw = torch.log(torch.expm1(tril.diagonal() - MIN_SCALE))
-            below = tril[self.family.rows, self.family.columns]
+            rows, columns = self.family.rows, self.family.columns
+            below = tril[rows, columns] / tril.diagonal()[rows] * latent_dim**0.5
             self.encoder.weight.zero_()
             self.encoder.weight[:latent_dim] = to_loc
             self.encoder.bias.copy_(torch.cat([-to_loc @ b, raw, below]))
