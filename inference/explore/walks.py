@@ -53,17 +53,22 @@ def interpolation(
     steps: int = 9,
     method: str = "slerp",
     site: str | None = None,
+    label: int | None = None,
 ) -> Exploration:
-    """Walks from image to image through their codes."""
-    part = run.data.split(split)
+    """Walks from image to image through their codes, from label to label or under one."""
+    part, given = run.data.split(split), None if label is None else under_label(run, label)
     places = some_places(part, num) if images is None else images
     batch = pick(part, places)
-    walks = latents.interpolate(run.program, batch, num_steps=steps, method=method, site=site)
+    walks = latents.interpolate(
+        run.program, batch, num_steps=steps, method=method, site=site, given=given
+    )
     ends = batch["x"].unsqueeze(1)
     shown = torch.cat([ends[:-1], walks, ends[1:]], 1)
     columns = ["image", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "image"]
     rows = [f"{a} → {b}" for a, b in pairwise(places)]
     title = f"{run.program.name}: {method} between the codes of {split} images"
+    if "y" in run.program.fields:
+        title += ", the label changed half-way" if label is None else f", all decoded as {label}"
     figure = labelled_grid(pictures(shown), rows, columns, title)
     return Exploration(figure, pictures(walks.transpose(0, 1)), {"images": len(places)})
 

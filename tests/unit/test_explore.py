@@ -135,6 +135,17 @@ def test_every_kind_draws_of_a_conditional_program(kind, conditional):
     assert shown(found.figure) == SHEETS[kind]
 
 
+def test_a_walk_from_label_to_label_or_under_one(conditional):
+    opened = load_run(conditional)
+    changed, held = (
+        explore(opened, "interpolation", images=[0, 1], steps=3, **label)
+        for label in ({}, {"label": 3})
+    )
+    assert "label changed half-way" in changed.figure.axes[0].get_title()
+    assert "all decoded as 3" in held.figure.axes[0].get_title()
+    assert not np.allclose(changed.frames[0], held.frames[0])
+
+
 @pytest.mark.parametrize("name", sorted(set(CATALOG) - {"gmm"}))
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
@@ -233,6 +244,7 @@ ERRORS = [
     ("--kind traversal --dims [2]", "0 to 1; there is no component 2"),
     ("--kind traversal --site w", "unknown latent site 'w'.*There are: z"),
     ("--kind traversal --label 3", "takes no labels; leave --label out"),
+    ("--kind interpolation --label 3", "takes no labels; leave --label out"),
     ("--kind analogy --images [1,2,3,4]", "in threes .a, b, c., got 4"),
     ("--kind attribute", "y has 10 values without an order: say which, --value 1"),
     ("--kind attribute --against 1", "y = 1 against what. Say it too, --value 1"),
