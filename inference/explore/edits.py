@@ -194,8 +194,8 @@ def classes(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     names = [str(int(k)) for k in labels]
     figure = labelled_grids(
         [
-            (pictures(fixed_label), names, ["z"] * num, "label fixed in a row, new z"),
-            (pictures(fixed_latent), ["z"] * num, names, "z fixed in a row, every label"),
+            (pictures(fixed_label), names, [], "label fixed in a row, another z in every image"),
+            (pictures(fixed_latent), [], names, "z fixed in a row, another label in every column"),
         ]
     )
     return Exploration(figure, numbers={"classes": len(names), "latents": num})
