@@ -19,6 +19,7 @@ from inference.data.files import IMAGE_ENDINGS, read_image
 from inference.devices import isolated_rng
 from inference.explore.result import Explorable
 from inference.report import to_images
+from inference.sampling import to_complete
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -90,6 +91,16 @@ def under_label(run: Explorable, label: int | None) -> dict[str, Tensor] | None:
     if not 0 <= label < classes:
         raise PplError(f"there is no class {label}; expected 0 to {classes - 1}")
     return {"y": torch.tensor([label], device=device_of(run))}
+
+
+def asked_for(run: Explorable, label: int | None) -> dict[str, Tensor] | None:
+    """What a model needs beside a code: a label, or an image to complete (the first of test).
+
+    Raises:
+        PplError: as :func:`under_label`.
+    """
+    given = under_label(run, label)
+    return {**(given or {}), **to_complete(run.program, run.data.test, 1, given)} or None
 
 
 def all_labels(run: Explorable, num: int | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from inference.explore.choice import (
 )
 from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid, labelled_grids
-from inference.sampling import sample
+from inference.sampling import sample, to_complete
 from inference.weights import log_weights
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
@@ -172,7 +172,8 @@ def _bounds(run: Explorable, batch: Batch) -> Tensor:
 
 def nearest(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     """Samples, and below each the training images nearest to it."""
-    given = {"y": all_labels(run, num)} if "y" in run.program.fields else None
+    given = {"y": all_labels(run, num)} if "y" in run.program.fields else {}
+    given |= to_complete(run.program, run.data.test, num, given)
     drawn = sample(run.program, num, given=given, seed=seed)["x"]
     found = latents.nearest_training(drawn, run.data.train, num=3)
     shown = torch.cat([drawn.unsqueeze(0), found.images.transpose(0, 1)])

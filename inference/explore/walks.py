@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from inference import latents
-from inference.explore.choice import pick, pictures, some_places, under_label
+from inference.explore.choice import asked_for, pick, pictures, some_places, under_label
 from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid
 
@@ -28,7 +28,7 @@ def manifold(
     label: int | None = None,
 ) -> Exploration:
     """Images over the plane of two components, even in the prior's probability."""
-    given = under_label(run, label)
+    given = asked_for(run, label)
     images = latents.manifold(run.program, side=steps, dims=dims, site=site, given=given)
     every = -(-steps // 10)
     names = [f"{(i + 0.5) / steps:.2f}" if i % every == 0 else "" for i in range(steps)]
@@ -85,7 +85,7 @@ def traversal(
 ) -> Exploration:
     """One component after the other, from three prior deviations below the mean to three above."""
     batch = pick(run.data.split(split), images) if images else None
-    given = under_label(run, label) if batch is None else None
+    given = asked_for(run, label) if batch is None else None
     _, chosen = latents.site_for(run.program, batch or given or {}, site)
     wanted = list(range(min(chosen.size, MOST_ROWS))) if dims is None else dims
     found = latents.traverse(

@@ -15,6 +15,7 @@ from data_helpers import save_images
 from PIL import Image
 
 from inference.cli import main
+from inference.commands import sample_run
 from inference.data import DataInfo, MemorySplit, load_data
 from inference.explore import KINDS, explore
 from inference.explore.choice import (
@@ -155,6 +156,21 @@ def test_every_program_of_the_catalog_can_be_walked_through(name):
     label = {"label": 3} if "y" in run.program.fields else {}
     found = explore(run, "traversal", steps=3, dims=[1], **label)
     assert shown(found.figure) == (1, 3)
+
+
+def test_a_completing_program_is_shown_images_in_every_kind(tmp_path):
+    words = ("cvae_completion", "--binarize", "threshold", "--model.hidden_dims", "[8]")
+    opened = load_run(train(tmp_path / "run", *words, "--model.latent_dim", "2"))
+    assert sample_run(str(tmp_path / "run"), num=3, out=str(tmp_path / "x.npz"))["samples"] == 3
+    first = opened.data.test.tensors["x"][:3]
+    seen = ~opened.program.owner.hidden.expand(3, 1, 8, 8)
+    drawn = torch.as_tensor(np.load(tmp_path / "x.npz")["x"])
+    assert torch.equal(drawn[seen], first[seen])
+    for kind in ("manifold", "traversal", "nearest", "resynthesis"):
+        figure = explore(opened, kind, **OPTIONS[kind]).figure
+        sheet = np.asarray(figure.axes[0].images[0].get_array())
+        corner = sheet[1:9, 1:9] if kind != "resynthesis" else sheet[10:18, 1:9]
+        np.testing.assert_array_equal(corner[4:, :4], first[0, 0, 4:, :4])
 
 
 def test_a_mixture_says_why_it_cannot():
