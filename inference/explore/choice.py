@@ -162,6 +162,8 @@ def with_and_without(
         if asked is not None and not bool((known == asked).any()):
             shown = ", ".join(f"{v:g}" for v in known[:12].tolist())
             raise PplError(f"no datum has {name} = {asked:g}; the values are {shown}")
+    if against is not None and against == value:
+        raise PplError(f"{name} = {value:g} cannot be told from itself: give another --against")
     if against is not None and value is None:
         raise PplError(f"{name} = {against:g} against what? Say it too, --value 1")
     if value is not None:

@@ -135,6 +135,8 @@ def resynthesis(
     label: int | None = None,
 ) -> Exploration:
     """Images from outside the training set, from their codes; the nearest training image."""
+    if files is None and label is not None:
+        raise PplError("--label is of images from outside, --files; the data's have their own")
     if files is None:
         part = run.data.split(split)
         batch: Batch = pick(part, some_places(part, num) if images is None else images)

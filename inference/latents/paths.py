@@ -198,7 +198,7 @@ def traverse(
         Mean images (I, T, ...).
 
     Raises:
-        PplError: no such component, or ``batch`` is not one datum.
+        PplError: no such component, fewer than two steps, or ``batch`` is not one datum.
         UnknownNameError: no such latent.
 
     References:
@@ -207,6 +207,8 @@ def traverse(
     program = as_program(program)
     if batch is not None and batch_size(batch) != 1:
         raise PplError(f"a traversal starts from one datum, got {batch_size(batch)}")
+    if num_steps < 2 and values is None:
+        raise PplError(f"a traversal needs at least two steps, got {num_steps}")
     held = conditions(program, batch if batch is not None else given or {}, field)
     sites, chosen = site_for(program, held, site, field)
     indices = range(chosen.size) if indices is None else indices

@@ -258,6 +258,9 @@ ERRORS = [
     ("--kind interpolation --images [3,4000]", "there is no image 4000; the split has 180"),
     ("--kind interpolation --method slrp", "Did you mean 'slerp'"),
     ("--kind traversal --dims [2]", "0 to 1; there is no component 2"),
+    ("--kind traversal --steps 0", "a traversal needs at least two steps, got 0"),
+    ("--kind attribute --value 1 --steps 0", "in at least one strength"),
+    ("--kind attribute --value 3 --against 3", "y = 3 cannot be told from itself"),
     ("--kind traversal --site w", "unknown latent site 'w'.*There are: z"),
     ("--kind traversal --label 3", "takes no labels; leave --label out"),
     ("--kind interpolation --label 3", "takes no labels; leave --label out"),
@@ -270,6 +273,7 @@ ERRORS = [
     ("--kind classes --out p.jpg", "is not conditional"),
     ("--kind manifold --out p.jpg", "cannot write '.jpg': give --out FILE.png, or FILE.gif"),
     ("--kind manifold --out p.gif", "this kind does not move"),
+    ("--kind resynthesis --label 3", "--label is of images from outside, --files"),
     ("--kind nearest --num 0", "num must be at least 1"),
     ("--kind resynthesis --files nowhere.png", "there is no image 'nowhere.png'"),
 ]
