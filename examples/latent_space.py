@@ -2,12 +2,12 @@
 
 On real data: the manifold of two components; interpolation, straight and along great circles;
 attribute vectors and analogies; images from outside; the training images nearest to samples; the
-two grids of a conditional VAE; one traversal a component, with disentanglement scores; rate against
-distortion. (Random codes, and where codes lie: ``autoencoder_or_vae.py``.)
+two grids of a conditional VAE; rate against distortion. (Random codes, and where codes lie:
+``autoencoder_or_vae.py``; what a component stands for: ``benchmarks/disentanglement.py``.)
 
     python examples/latent_space.py [--data mnist5k] [--epochs 40] [--out latent_space]
 
-The data are images with labels; factors for the traversals are those of the rendered shapes.
+The data are images with labels.
 """
 
 from __future__ import annotations
@@ -73,19 +73,6 @@ def conditional(args: argparse.Namespace) -> dict[str, Figure]:
     return {"classes": explore(run, "classes", num=10).figure}
 
 
-def components(args: argparse.Namespace) -> dict[str, Figure]:
-    """What does the latent code represent? One component at a time, of known factors."""
-    figures = {}
-    for beta in (1.0, 8.0):
-        arguments = {"latent_dim": 8, "likelihood": "bernoulli", "beta": beta}
-        run = train("beta_vae", "shapes", 3 * args.epochs, **arguments)
-        found = explore(run, "disentanglement")
-        figures[f"components_beta_{beta:g}"] = found.figure
-        scores = {k: round(v, 3) for k, v in found.numbers.items() if isinstance(v, float)}
-        print(f"beta {beta:g}: {scores}")
-    return figures
-
-
 def rate_against_distortion(args: argparse.Namespace) -> dict[str, Figure]:
     """What happens when we change beta?"""
     config = {
@@ -102,7 +89,7 @@ def rate_against_distortion(args: argparse.Namespace) -> dict[str, Figure]:
     return {"rate_distortion": found.figure()}
 
 
-PARTS = (plane, walks_and_edits, conditional, components, rate_against_distortion)
+PARTS = (plane, walks_and_edits, conditional, rate_against_distortion)
 
 
 def main() -> None:
