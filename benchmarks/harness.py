@@ -11,10 +11,11 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from inference.runs import environment
 
+T = TypeVar("T")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -106,8 +107,8 @@ class Kept:
                 )
             self.record = found
 
-    def value(self, name: str, measure: Callable[[], float]) -> float:
-        """The number of that name; measured if it is not there."""
+    def value(self, name: str, measure: Callable[[], T]) -> T:
+        """The number, or table, of that name; measured if it is not there."""
         rows = self.record["rows"]
         if name not in rows:
             rows[name] = measure()

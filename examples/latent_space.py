@@ -1,14 +1,13 @@
 """What does a VAE know of its data, and what does its latent space look like?
 
-Every figure of the lecture's middle part, on real data: random codes decoded by an autoencoder and
-by a VAE, and where their codes lie; the manifold of two components; interpolation, straight and
-along great circles; attribute vectors and analogies; images from outside; the training images
-nearest to samples; the two grids of a conditional VAE; one traversal a component, with
-disentanglement scores; rate against distortion.
+On real data: the manifold of two components; interpolation, straight and along great circles;
+attribute vectors and analogies; images from outside; the training images nearest to samples; the
+two grids of a conditional VAE; rate against distortion. (Random codes, and where codes lie:
+``autoencoder_or_vae.py``; what a component stands for: ``benchmarks/disentanglement.py``.)
 
     python examples/latent_space.py [--data mnist5k] [--epochs 40] [--out latent_space]
 
-The data are images with labels; factors for the traversals are those of the rendered shapes.
+The data are images with labels.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ import torch
 from matplotlib.figure import Figure
 
 from inference import FitResult, evaluate, fit, latents, load_data
-from inference.aggregate import aggregated_posterior
 from inference.devices import seed_all
 from inference.explore import explore
-from inference.plotting import labelled_grid, labelled_grids, posterior_against_prior
+from inference.plotting import labelled_grid
 from inference.runs import build_for
-from inference.sampling import sample
 from inference.sweep import sweep
 
 
@@ -39,24 +36,6 @@ def train(name: str, data: str, epochs: int, *, warmup: float = 0.1, **arguments
     found = evaluate(fitted.program, fitted.data.test)
     print(f"{name} {arguments} on {data}: {found.elbo:.1f} nats", flush=True)
     return fitted
-
-
-def random_decoding(args: argparse.Namespace) -> dict[str, Figure]:
-    """No guarantee that the codes of an autoencoder cover the source distribution."""
-    grids, codes = [], {}
-    for name in ("autoencoder", "vae"):
-        run = train(name, args.data, args.epochs, latent_dim=10, likelihood="bernoulli")
-        drawn = sample(run.program, 64)["x"].cpu().numpy()
-        grids.append((drawn.reshape(8, 8, *drawn.shape[1:]), [], [], f"{name}: random z decoded"))
-        batch = next(iter(run.data.train.batches(2000)))
-        found = aggregated_posterior(run.program, batch)
-        codes[name] = found.draws.cpu().numpy()
-        print(f"{name}: MMD² {found.mmd:.4f}, moments {found.gaussian_kl:.2f} nats from the prior")
-    prior, labels = found.prior_draws.cpu().numpy(), batch["y"].cpu().numpy()
-    return {
-        "random_codes": labelled_grids(grids),
-        "codes_and_prior": posterior_against_prior(codes, prior, labels),
-    }
 
 
 def plane(args: argparse.Namespace) -> dict[str, Figure]:
@@ -89,22 +68,9 @@ def lerp_and_slerp(run: FitResult, num: int = 4) -> Figure:
 def conditional(args: argparse.Namespace) -> dict[str, Figure]:
     """Sampling with a fixed class, and with a fixed latent."""
     # No warm-up: while the rate is free, z learns what the label tells.
-    wide = {"latent_dim": 10, "hidden_dims": (500, 300), "likelihood": "bernoulli"}
-    run = train("cvae", args.data, args.epochs, warmup=0, **wide)
+    arguments = {"latent_dim": 8, "likelihood": "bernoulli", "prior": "learned"}
+    run = train("cvae", args.data, args.epochs, warmup=0, **arguments)
     return {"classes": explore(run, "classes", num=10).figure}
-
-
-def components(args: argparse.Namespace) -> dict[str, Figure]:
-    """What does the latent code represent? One component at a time, of known factors."""
-    figures = {}
-    for beta in (1.0, 8.0):
-        arguments = {"latent_dim": 8, "likelihood": "bernoulli", "beta": beta}
-        run = train("beta_vae", "shapes", 3 * args.epochs, **arguments)
-        found = explore(run, "disentanglement")
-        figures[f"components_beta_{beta:g}"] = found.figure
-        scores = {k: round(v, 3) for k, v in found.numbers.items() if isinstance(v, float)}
-        print(f"beta {beta:g}: {scores}")
-    return figures
 
 
 def rate_against_distortion(args: argparse.Namespace) -> dict[str, Figure]:
@@ -123,7 +89,7 @@ def rate_against_distortion(args: argparse.Namespace) -> dict[str, Figure]:
     return {"rate_distortion": found.figure()}
 
 
-PARTS = (random_decoding, plane, walks_and_edits, conditional, components, rate_against_distortion)
+PARTS = (plane, walks_and_edits, conditional, rate_against_distortion)
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from inference.runs import (
     options_for,
     save_config,
 )
+from inference.sampling import to_complete
 from inference.svi import fit
 from inference.testing import check_program
 from ppl_models.catalog import CATALOG, locate
@@ -185,7 +186,7 @@ def sample_run(
     seed: int = 0,
     given: Mapping[str, str] | None = None,
 ) -> Numbers:
-    """Draw from the prior predictive into a picture.
+    """Draw from the prior predictive into a picture; of a program that completes, test images.
 
     Fields that a conditional model takes are given by their names: `--y 3`, `--y [0,1,2]`.
 
@@ -206,6 +207,7 @@ def sample_run(
         raise PplError(f"num must be at least 1, got {num}")
     options = inspect.signature(sample_run).parameters
     inputs = model_inputs(given or {}, opened.program, opened.data.info, num, [*options][1:-1])
+    inputs = to_complete(opened.program, opened.data.test, num, inputs) | (inputs or {})
     drawn = report.sample(opened.program, num, draw=draw, given=inputs, seed=seed)
     report.save_samples(path, opened, drawn)
     return {"samples": num, "file": str(path)}

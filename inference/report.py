@@ -29,7 +29,7 @@ from inference.plotting import (
     reconstruction_grid,
 )
 from inference.runs import Run, read_metrics
-from inference.sampling import encode, reconstruct, sample
+from inference.sampling import encode, reconstruct, sample, to_complete
 from inference.weights import batch_size
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
@@ -76,9 +76,11 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
     with isolated_rng(0):  # transforms of the data draw too
         test = next(iter(run.data.test.batches(2000)))
     if "size" in run.program.options:
-        images = to_images(sample(run.program, num).get("x"))
+        given = to_complete(run.program, run.data.test, num)
+        images = to_images(sample(run.program, num, given=given).get("x"))
         if images is not None:
-            title = f"{run.program.name}: samples after epoch {run.epoch}"
+            what = "completed test images" if given else "samples"
+            title = f"{run.program.name}: {what} after epoch {run.epoch}"
             figures["samples"] = image_grid(images, title)
     pairs = reconstruction_figure(run, test)
     if pairs is not None:

@@ -14,13 +14,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from inference.data.dataset import Split
 from inference.devices import isolated_rng
 from inference.elbo.traces import run_traces, sample_sites
-from inference.sites import is_discrete, known_mean
+from inference.sites import is_discrete, is_partial, known_mean
 from inference.summed_out import enumerates, posterior_draw
 from inference.weights import evaluation_mode
 from ppl_models.errors import PplError, UnknownNameError
-from ppl_models.program import Batch, as_program
+from ppl_models.program import Batch, Program, as_program
 
 DRAWS = ("mean", "sample")
 
@@ -46,7 +47,7 @@ def sample(
         program: any object with ``model`` and ``guide``; its model takes ``size``.
         num: S.
         draw: at each field's site, ``mean`` of p(x | z) (the usual picture) or a ``sample``.
-        given: fields to hold fixed, (S, ...).
+        given: fields to hold fixed, (S, ...); images of which a part is seen are completed.
         seed: of the draws; the global random state is left as it was.
 
     Returns:
@@ -58,7 +59,7 @@ def sample(
     _check(draw)
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
-        trace = poutine.trace(program.draw_prior).get_trace(num, given)
+        trace = _completed(poutine.trace(program.draw_prior).get_trace(num, given))
     return {
         name: _value(site, draw if name in program.fields else "sample")
         for name, site in sample_sites(trace)
@@ -206,4 +207,44 @@ def prior_trace(
     """
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope(), _Held(held or {}, at_mean):
-        return poutine.trace(program.draw_prior).get_trace(size, given)
+        return _completed(poutine.trace(program.draw_prior).get_trace(size, given))
+
+
+def _completed(trace: poutine.Trace) -> poutine.Trace:
+    """A trace whose given images have their hidden part drawn, in the place of what it was."""
+    for _, site in sample_sites(trace):
+        if site["is_observed"] and is_partial(site["fn"]):
+            site["value"] = site["fn"].sample()
+    return trace
+
+
+def completes(program: Program, given: Batch | None = None, field: str = "x") -> bool:
+    """Whether the model completes data: it reads a part of the field that it draws the rest of.
+
+    Args:
+        program: its model takes ``size``.
+        given: other fields that the model conditions on, one datum or more.
+        field: the observed site.
+    """
+    two = {name: value[:1].expand(2, *value.shape[1:]) for name, value in (given or {}).items()}
+    sites = dict(sample_sites(prior_trace(program, 2, two, at_mean=True)))
+    return field in sites and is_partial(sites[field]["fn"])
+
+
+def to_complete(
+    program: Program, split: Split, num: int, given: Batch | None = None, field: str = "x"
+) -> dict[str, Tensor]:
+    """So many data of a split to be completed, under their field's name; of other models, nothing.
+
+    Args:
+        program: its model takes ``size``.
+        split: the first data of it, and from the start again if they are too few.
+        num: how many.
+        given: other fields that the model conditions on.
+        field: the observed site.
+    """
+    if not completes(program, given, field):
+        return {}
+    with isolated_rng(0):  # transforms of the data draw too
+        batch = next(iter(split.batches(num, torch.arange(num) % len(split))))
+    return {field: batch[field]}

@@ -47,8 +47,13 @@ def family(fn: Any) -> str:
     """Name of a distribution, without the wrappers that change no density."""
     inner = innermost(fn)
     name = type(inner).__name__
-    partial = isinstance(inner, MaskedDistribution) or getattr(inner, "is_partial", False)
-    return f"{name} {family(inner.base_dist)}" if partial else name
+    masked = isinstance(inner, MaskedDistribution) or is_partial(inner)
+    return f"{name} {family(inner.base_dist)}" if masked else name
+
+
+def is_partial(fn: Any) -> bool:
+    """Whether a distribution is of hidden elements alone: the seen ones are inputs."""
+    return bool(getattr(innermost(fn), "is_partial", False))
 
 
 def is_point(fn: Any) -> bool:

@@ -35,6 +35,8 @@ class BetaVAE(VAE):
         likelihood: a name of ``LIKELIHOODS``.
         activation: between layers.
         grey_levels: of the data, for likelihoods of levels; 256 when left out.
+        channels: of convolutions of the image before the hidden layers, after every halving; none
+            when left out.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class BetaVAE(VAE):
         likelihood: str = "normal_shared_scale",
         activation: str = "relu",
         grey_levels: int | None = None,
+        channels: Sequence[int] = (),
     ) -> None:
         super().__init__(
             x_shape,
@@ -55,4 +58,5 @@ class BetaVAE(VAE):
             beta=beta,
             activation=activation,
             grey_levels=grey_levels,
+            channels=channels,
         )

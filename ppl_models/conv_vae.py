@@ -33,8 +33,7 @@ import torch
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from ppl_models.errors import ProgramError
-from ppl_models.nets import ConvDecoder, ConvEncoder, GridDecoder, GridEncoder, halvings
+from ppl_models.nets import GridDecoder, GridEncoder, check_channels, halvings
 from ppl_models.posteriors import diagonal_normal
 from ppl_models.vae import VAE
 
@@ -53,6 +52,7 @@ class ConvVAE(VAE):
         beta: weight of the rate in training.
         activation: between layers.
         grey_levels: of the data, for likelihoods of levels; 256 when left out.
+        hidden_dims: widths of fully connected layers between the convolutions and the code.
     """
 
     def __init__(
@@ -67,12 +67,13 @@ class ConvVAE(VAE):
         beta: float = 1.0,
         activation: str = "relu",
         grey_levels: int | None = None,
+        hidden_dims: Sequence[int] = (),
     ) -> None:
         check_channels(channels)
         super().__init__(
             x_shape,
             latent_dim,
-            channels,
+            hidden_dims,
             likelihood,
             posterior,
             prior,
@@ -80,16 +81,7 @@ class ConvVAE(VAE):
             beta,
             activation,
             grey_levels,
-        )
-
-    def make_networks(
-        self, latent_dim: int, widths: Sequence[int], activation: str
-    ) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder, from vectors to vectors."""
-        outputs = self.likelihood.num_outputs
-        return (
-            ConvEncoder(self.x_shape, widths, self.family.num_outputs, activation),
-            ConvDecoder(latent_dim, widths[::-1], self.x_shape, outputs, activation),
+            channels,
         )
 
 
@@ -118,28 +110,28 @@ class ConvGridVAE(VAE):
         activation: str = "relu",
         grey_levels: int | None = None,
     ) -> None:
-        check_channels(channels)
         super().__init__(
             x_shape,
             latent_dim,
-            channels,
+            (),
             likelihood,
             beta=beta,
             activation=activation,
             grey_levels=grey_levels,
+            channels=channels,
         )
         self.num_halvings = len(channels)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def make_networks(
-        self, latent_dim: int, widths: Sequence[int], activation: str
+        self, latent_dim: int, widths: Sequence[int], activation: str, channels: Sequence[int]
     ) -> tuple[nn.Module, nn.Module]:
-        """Encoder and decoder, between images and grids."""
-        halvings(self.x_shape[1:], len(widths))  # refuses images that are too small
+        """Encoder and decoder, between images and grids; no hidden layers."""
+        halvings(self.x_shape[1:], len(channels))  # refuses images that are too small
         image_channels, outputs = self.x_shape[0], self.likelihood.num_outputs
         return (
-            GridEncoder(image_channels, widths, 2 * latent_dim, activation),
-            GridDecoder(latent_dim, widths[::-1], image_channels, outputs, activation),
+            GridEncoder(image_channels, channels, 2 * latent_dim, activation),
+            GridDecoder(latent_dim, channels[::-1], image_channels, outputs, activation),
         )
 
     def prior(self, size: Sequence[int] | None = None) -> dist.TorchDistribution:
@@ -178,15 +170,3 @@ class ConvGridVAE(VAE):
             with self.rate_weight():
                 z = pyro.sample("z", self.prior(image))  # (B, D, h, w)
             return pyro.sample("x", self.decode(z, image), obs=x)  # (B, C, H, W)
-
-
-def check_channels(channels: Sequence[int]) -> None:
-    """Refuse a network without stages.
-
-    Raises:
-        ProgramError: there are no channels, or not all are positive.
-    """
-    if not channels or min(channels) < 1:
-        raise ProgramError(
-            f"channels must name one width or more, each at least 1, got {list(channels)}"
-        )

@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from ppl_models.errors import ProgramError
 from ppl_models.latent_priors import make_latent_prior
 from ppl_models.likelihoods import make_likelihood
-from ppl_models.nets import mlp
+from ppl_models.nets import ConvDecoder, ConvEncoder, mlp
 from ppl_models.posteriors import Point, make_posterior
 
 
 class VAE(PyroModule):
-    """A VAE with fully connected encoder and decoder.
+    """A VAE with fully connected encoder and decoder, and convolutions before them if asked.
 
     Args:
         x_shape: shape of one datum.
@@ -59,6 +59,8 @@ class VAE(PyroModule):
         beta: weight of the rate in training.
         activation: between layers: ``relu``, ``tanh``, ``silu``, ``elu``.
         grey_levels: of the data, for likelihoods of levels; 256 when left out.
+        channels: of convolutions of the image before the hidden layers, after every halving; none
+            when left out.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class VAE(PyroModule):
         beta: float = 1.0,
         activation: str = "relu",
         grey_levels: int | None = None,
+        channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not beta > 0:
@@ -86,16 +89,25 @@ class VAE(PyroModule):
         self.latent_prior = make_latent_prior(
             prior, latent_dim, prior_components, self.x_shape, posterior
         )
-        self.encoder, self.decoder = self.make_networks(latent_dim, hidden_dims, activation)
+        self.encoder, self.decoder = self.make_networks(
+            latent_dim, hidden_dims, activation, channels
+        )
 
     def make_networks(
-        self, latent_dim: int, widths: Sequence[int], activation: str
+        self, latent_dim: int, widths: Sequence[int], activation: str, channels: Sequence[int]
     ) -> tuple[nn.Module, nn.Module]:
         """Encoder and decoder, from vectors to vectors: flat x, z, flat outputs."""
-        pixels, outputs = math.prod(self.x_shape), self.likelihood.output_shape.numel()
+        codes, maps = self.family.num_outputs, self.likelihood.num_outputs
+        if channels:
+            up, down = channels[::-1], widths[::-1]
+            return (
+                ConvEncoder(self.x_shape, channels, codes, activation, widths),
+                ConvDecoder(latent_dim, up, self.x_shape, maps, activation, down),
+            )
+        pixels = math.prod(self.x_shape)
         return (
-            mlp(pixels, widths, self.family.num_outputs, activation),
-            mlp(latent_dim, widths[::-1], outputs, activation),
+            mlp(pixels, widths, codes, activation),
+            mlp(latent_dim, widths[::-1], maps * pixels, activation),
         )
 
     @property

@@ -71,13 +71,30 @@ def render(
     """
     if shape not in INSIDE:
         raise UnknownNameError("shape", shape, INSIDE)
-    points = (torch.arange(size * FINENESS) + 0.5) / FINENESS  # (S·A,), pixels
-    scale, rotation, x, y = (value.reshape(-1, 1, 1) for value in (scale, rotation, x, y))
-    across = points - x  # (N, 1, S·A)
-    down = points.unsqueeze(-1) - y  # (N, S·A, 1)
+    # A box of so many pixels a side holds all of a shape that is within the image.
+    side = min(size, 2 * math.ceil(float(scale.max()) * size / 2) + 2)
+    rows, columns = (_box(centre, side, size) for centre in (y, x))  # (N, side) each
+    across = (_points(columns) - x.unsqueeze(-1)).unsqueeze(-2)  # (N, 1, side·A)
+    down = (_points(rows) - y.unsqueeze(-1)).unsqueeze(-1)  # (N, side·A, 1)
+    scale, rotation = scale.reshape(-1, 1, 1), rotation.reshape(-1, 1, 1)
     cos, sin = (f(rotation) / (scale * size / 2) for f in (torch.cos, torch.sin))
     inside = INSIDE[shape](cos * across + sin * down, cos * down - sin * across)
-    return torch.nn.functional.avg_pool2d(inside.float().unsqueeze(1), FINENESS)
+    images = torch.zeros(len(x), size, size)
+    number = torch.arange(len(x)).reshape(-1, 1, 1)
+    boxes = torch.nn.functional.avg_pool2d(inside.float(), FINENESS)
+    images[number, rows.unsqueeze(-1), columns.unsqueeze(-2)] = boxes
+    return images.unsqueeze(1)
+
+
+def _box(centre: Tensor, side: int, size: int) -> Tensor:
+    """The pixels of a box about a centre (N,), moved into the image, (N, side)."""
+    first = (centre - side / 2).round().clamp(0, size - side)
+    return first.long().unsqueeze(-1) + torch.arange(side)
+
+
+def _points(pixels: Tensor) -> Tensor:
+    """Where the points of pixels (N, side) lie, (N, side·A)."""
+    return (pixels.unsqueeze(-1) + (torch.arange(FINENESS) + 0.5) / FINENESS).flatten(1)
 
 
 def rendered_shapes(

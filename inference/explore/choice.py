@@ -19,6 +19,7 @@ from inference.data.files import IMAGE_ENDINGS, read_image
 from inference.devices import isolated_rng
 from inference.explore.result import Explorable
 from inference.report import to_images
+from inference.sampling import to_complete
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -92,6 +93,16 @@ def under_label(run: Explorable, label: int | None) -> dict[str, Tensor] | None:
     return {"y": torch.tensor([label], device=device_of(run))}
 
 
+def asked_for(run: Explorable, label: int | None) -> dict[str, Tensor] | None:
+    """What a model needs beside a code: a label, or an image to complete (the first of test).
+
+    Raises:
+        PplError: as :func:`under_label`.
+    """
+    given = under_label(run, label)
+    return {**(given or {}), **to_complete(run.program, run.data.test, 1, given)} or None
+
+
 def all_labels(run: Explorable, num: int | None = None) -> Tensor:
     """Every class once, or so many labels in turn.
 
@@ -151,6 +162,8 @@ def with_and_without(
         if asked is not None and not bool((known == asked).any()):
             shown = ", ".join(f"{v:g}" for v in known[:12].tolist())
             raise PplError(f"no datum has {name} = {asked:g}; the values are {shown}")
+    if against is not None and against == value:
+        raise PplError(f"{name} = {value:g} cannot be told from itself: give another --against")
     if against is not None and value is None:
         raise PplError(f"{name} = {against:g} against what? Say it too, --value 1")
     if value is not None:

@@ -25,7 +25,7 @@ from inference.explore.choice import (
 )
 from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid, labelled_grids
-from inference.sampling import sample
+from inference.sampling import sample, to_complete
 from inference.weights import log_weights
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
@@ -135,6 +135,8 @@ def resynthesis(
     label: int | None = None,
 ) -> Exploration:
     """Images from outside the training set, from their codes; the nearest training image."""
+    if files is None and label is not None:
+        raise PplError("--label is of images from outside, --files; the data's have their own")
     if files is None:
         part = run.data.split(split)
         batch: Batch = pick(part, some_places(part, num) if images is None else images)
@@ -172,7 +174,8 @@ def _bounds(run: Explorable, batch: Batch) -> Tensor:
 
 def nearest(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     """Samples, and below each the training images nearest to it."""
-    given = {"y": all_labels(run, num)} if "y" in run.program.fields else None
+    given = {"y": all_labels(run, num)} if "y" in run.program.fields else {}
+    given |= to_complete(run.program, run.data.test, num, given)
     drawn = sample(run.program, num, given=given, seed=seed)["x"]
     found = latents.nearest_training(drawn, run.data.train, num=3)
     shown = torch.cat([drawn.unsqueeze(0), found.images.transpose(0, 1)])
@@ -194,8 +197,8 @@ def classes(run: Explorable, *, num: int = 10, seed: int = 0) -> Exploration:
     names = [str(int(k)) for k in labels]
     figure = labelled_grids(
         [
-            (pictures(fixed_label), names, ["z"] * num, "label fixed in a row, new z"),
-            (pictures(fixed_latent), ["z"] * num, names, "z fixed in a row, every label"),
+            (pictures(fixed_label), names, [], "label fixed in a row, another z in every image"),
+            (pictures(fixed_latent), [], names, "z fixed in a row, another label in every column"),
         ]
     )
     return Exploration(figure, numbers={"classes": len(names), "latents": num})

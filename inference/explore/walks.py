@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from inference import latents
-from inference.explore.choice import pick, pictures, some_places, under_label
+from inference.explore.choice import asked_for, pick, pictures, some_places, under_label
 from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid
 
@@ -28,7 +28,7 @@ def manifold(
     label: int | None = None,
 ) -> Exploration:
     """Images over the plane of two components, even in the prior's probability."""
-    given = under_label(run, label)
+    given = asked_for(run, label)
     images = latents.manifold(run.program, side=steps, dims=dims, site=site, given=given)
     every = -(-steps // 10)
     names = [f"{(i + 0.5) / steps:.2f}" if i % every == 0 else "" for i in range(steps)]
@@ -53,17 +53,22 @@ def interpolation(
     steps: int = 9,
     method: str = "slerp",
     site: str | None = None,
+    label: int | None = None,
 ) -> Exploration:
-    """Walks from image to image through their codes."""
-    part = run.data.split(split)
+    """Walks from image to image through their codes, from label to label or under one."""
+    part, given = run.data.split(split), None if label is None else under_label(run, label)
     places = some_places(part, num) if images is None else images
     batch = pick(part, places)
-    walks = latents.interpolate(run.program, batch, num_steps=steps, method=method, site=site)
+    walks = latents.interpolate(
+        run.program, batch, num_steps=steps, method=method, site=site, given=given
+    )
     ends = batch["x"].unsqueeze(1)
     shown = torch.cat([ends[:-1], walks, ends[1:]], 1)
     columns = ["image", *(f"{t:.2f}" for t in np.linspace(0, 1, steps)), "image"]
     rows = [f"{a} → {b}" for a, b in pairwise(places)]
     title = f"{run.program.name}: {method} between the codes of {split} images"
+    if "y" in run.program.fields:
+        title += ", the label changed half-way" if label is None else f", all decoded as {label}"
     figure = labelled_grid(pictures(shown), rows, columns, title)
     return Exploration(figure, pictures(walks.transpose(0, 1)), {"images": len(places)})
 
@@ -80,7 +85,7 @@ def traversal(
 ) -> Exploration:
     """One component after the other, from three prior deviations below the mean to three above."""
     batch = pick(run.data.split(split), images) if images else None
-    given = under_label(run, label) if batch is None else None
+    given = asked_for(run, label) if batch is None else None
     _, chosen = latents.site_for(run.program, batch or given or {}, site)
     wanted = list(range(min(chosen.size, MOST_ROWS))) if dims is None else dims
     found = latents.traverse(

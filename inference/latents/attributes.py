@@ -83,8 +83,10 @@ def add_attribute(
         Mean images (B, S, ...); strength 0 is the reconstruction.
 
     Raises:
-        PplError: the vector is not of the code's shape.
+        PplError: the vector is not of the code's shape, or there are no strengths.
     """
+    if not len(strengths):
+        raise PplError("an attribute is added in at least one strength (--steps 1), got none")
     program = as_program(program)
     sites, chosen = site_for(program, batch, site, field)
     if vector.shape != chosen.shape:

@@ -16,7 +16,7 @@ from inference.data.dataset import Split
 from inference.densities import data_plate, is_local
 from inference.elbo.traces import sample_sites
 from inference.evaluation import as_batches
-from inference.sampling import decode, encode, prior_trace
+from inference.sampling import completes, decode, encode, prior_trace
 from inference.sites import is_discrete
 from ppl_models.errors import PplError, UnknownNameError
 from ppl_models.program import Batch, Program, as_program
@@ -128,8 +128,14 @@ def local_codes(
 
 
 def conditions(program: Program, batch: Batch, field: str = "x") -> dict[str, Tensor]:
-    """The fields of a batch that the program names and that are not decoded to, such as ``y``."""
-    return {k: v for k, v in batch.items() if k in program.fields and k != field}
+    """The fields of a batch that the program names and that are not decoded to, such as ``y``.
+
+    Where the model completes data, what it decodes to is also what it reads the seen part of.
+    """
+    found = {k: v for k, v in batch.items() if k in program.fields and k != field}
+    if field in batch and completes(program, found, field):
+        found[field] = batch[field]
+    return found
 
 
 def site_for(

@@ -140,7 +140,7 @@ def vary_condition(
     """Samples with a fixed latent: each row one z, and in it every value of y.
 
     What the rows keep (stroke, slant) is what z holds beside y. Where the prior of z depends on
-    y, z is drawn given the first of the values, and stays.
+    y, a row is one place in it: every z of the row comes of the same random numbers.
 
     Args:
         program: as in :func:`vary_latent`.
@@ -157,11 +157,12 @@ def vary_condition(
         PplError: the program takes no such field.
     """
     program = _conditional(program, condition, num, field)
-    first = {condition: values[:1].expand(num, *values.shape[1:])}
-    drawn = _draw(program, first, field, seed)
-    latents = {name: z.repeat_interleave(len(values), 0) for name, z in drawn.items()}
-    given = {condition: values.repeat(num, *[1] * (values.dim() - 1))}
-    return decode(program, latents, given=given, field=field).unflatten(0, (num, len(values)))
+    columns = []
+    for value in values.split(1):
+        given = {condition: value.expand(num, *values.shape[1:])}
+        latents = _draw(program, given, field, seed)
+        columns.append(decode(program, latents, given=given, field=field))
+    return torch.stack(columns, dim=1)
 
 
 def _conditional(program: object, condition: str, num: int, field: str) -> Program:

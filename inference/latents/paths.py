@@ -100,26 +100,30 @@ def interpolate(
     num_steps: int = 9,
     method: str = "slerp",
     site: str | None = None,
+    given: Batch | None = None,
     field: str = "x",
 ) -> Tensor:
     """Walks between images: from each to the next, through the codes of both.
 
     Args:
         program: any object with ``model`` and ``guide``; its model takes ``size``.
-        batch: two images or more, in the order of the walk, fields (B, ...). Fields that condition
-            (labels) are on each walk those of the image it starts from.
+        batch: two images or more, in the order of the walk, fields (B, ...).
         num_steps: T, both ends included.
         method: ``slerp`` or ``lerp``, on the whole code of an image as one vector.
         site: the latent that moves, all others stay as at the start; all real-valued ones move
             when left out.
+        given: fields that the model conditions on, (1, ...), held all the way. Those left out are
+            at both ends of a walk the images' own: numbers go straight from one to the other,
+            labels change in the middle.
         field: the observed site.
 
     Returns:
-        Mean images (B − 1, T, ...); the first and last of a walk are reconstructions.
+        Mean images (B − 1, T, ...); the first and last of a walk are reconstructions, unless
+        ``given`` says otherwise.
 
     Raises:
         PplError: fewer than two images or steps.
-        UnknownNameError: no such method or latent.
+        UnknownNameError: no such method or latent, or the program has no such condition.
     """
     if method not in METHODS:
         raise UnknownNameError("method of interpolation", method, METHODS)
@@ -142,10 +146,27 @@ def interpolate(
         return path.transpose(0, 1).reshape(legs * num_steps, *code.shape[1:])
 
     latents = {name: walk(name, code) for name, code in codes.items()}
-    given = conditions(program, batch, field)
-    given = {name: value[:-1].repeat_interleave(num_steps, 0) for name, value in given.items()}
-    images = decode(program, latents, given=given, field=field)
+    along = _conditions_along(conditions(program, batch, field), given or {}, t)
+    images = decode(program, latents, given=along, field=field)
     return images.unflatten(0, (legs, num_steps))
+
+
+def _conditions_along(own: Batch, held: Batch, t: Tensor) -> dict[str, Tensor]:
+    """Fields that condition, (B, ...) or held (1, ...), along all walks: ((B − 1)·T, ...)."""
+    for name in held:
+        if name not in own:
+            raise UnknownNameError("condition", name, own)
+    found = {}
+    for name, value in own.items():
+        start, end = value[:-1], value[1:]
+        if name in held:
+            path = held[name].expand(len(t), *start.shape)
+        elif value.is_floating_point():
+            path = lerp(start, end, t)
+        else:
+            path = torch.where(_steps(t, start.double()) < 0.5, start, end)
+        found[name] = path.transpose(0, 1).flatten(0, 1)
+    return found
 
 
 def traverse(
@@ -177,7 +198,7 @@ def traverse(
         Mean images (I, T, ...).
 
     Raises:
-        PplError: no such component, or ``batch`` is not one datum.
+        PplError: no such component, fewer than two steps, or ``batch`` is not one datum.
         UnknownNameError: no such latent.
 
     References:
@@ -186,6 +207,8 @@ def traverse(
     program = as_program(program)
     if batch is not None and batch_size(batch) != 1:
         raise PplError(f"a traversal starts from one datum, got {batch_size(batch)}")
+    if num_steps < 2 and values is None:
+        raise PplError(f"a traversal needs at least two steps, got {num_steps}")
     held = conditions(program, batch if batch is not None else given or {}, field)
     sites, chosen = site_for(program, held, site, field)
     indices = range(chosen.size) if indices is None else indices

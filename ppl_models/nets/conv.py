@@ -20,7 +20,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ppl_models.errors import ProgramError
-from ppl_models.nets.mlp import make_activation
+from ppl_models.nets.mlp import make_activation, mlp
 
 Size = tuple[int, int]
 
@@ -55,10 +55,23 @@ def check_image(x_shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def check_channels(channels: Sequence[int]) -> None:
+    """Refuse a network without stages.
+
+    Raises:
+        ProgramError: there are no channels, or not all are positive.
+    """
+    if not channels or min(channels) < 1:
+        raise ProgramError(
+            f"channels must name one width or more, each at least 1, got {list(channels)}"
+        )
+
+
 def downsampling(
     in_channels: int, channels: Sequence[int], activation: str = "relu"
 ) -> nn.Sequential:
     """Stages that halve an image (B, C, H, W), each to the next number of channels."""
+    check_channels(channels)
     layers: list[nn.Module] = []
     for width in channels:
         layers += [nn.Conv2d(in_channels, width, 4, stride=2, padding=1)]
@@ -101,6 +114,7 @@ class ConvEncoder(nn.Module):
         channels: after every halving.
         out_dim: size of the output.
         activation: a name of ``ACTIVATIONS``.
+        hidden_dims: widths of fully connected layers after the last halving.
     """
 
     def __init__(
@@ -109,12 +123,13 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int],
         out_dim: int,
         activation: str = "relu",
+        hidden_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.x_shape = check_image(x_shape)
         grid = halvings(self.x_shape[1:], len(channels))[-1]
         self.stages = downsampling(self.x_shape[0], channels, activation)
-        self.head = nn.Linear(channels[-1] * math.prod(grid), out_dim)
+        self.head = mlp(channels[-1] * math.prod(grid), hidden_dims, out_dim, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of (..., C·H·W)."""
@@ -131,6 +146,7 @@ class ConvDecoder(nn.Module):
         x_shape: (C, H, W).
         num_outputs: maps of the image's shape.
         activation: a name of ``ACTIVATIONS``.
+        hidden_dims: widths of fully connected layers before the first doubling.
     """
 
     def __init__(
@@ -140,12 +156,13 @@ class ConvDecoder(nn.Module):
         x_shape: Sequence[int],
         num_outputs: int,
         activation: str = "relu",
+        hidden_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         image_channels, *size = check_image(x_shape)
         *self.sizes, grid = halvings(size, len(channels))
         self.grid_shape = (channels[0], *grid)
-        self.head = nn.Linear(in_dim, math.prod(self.grid_shape))
+        self.head = mlp(in_dim, hidden_dims, math.prod(self.grid_shape), activation)
         self.stages = Upsampling(channels, num_outputs * image_channels, activation)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 from inference import evaluate
 from inference.vectorize import can_vectorize
 from ppl_models import ProgramError, as_program
+from ppl_models.beta_vae import BetaVAE
 from ppl_models.conv_vae import ConvGridVAE, ConvVAE
 from ppl_models.nets import halvings
+from ppl_models.vae import VAE
 
 SIZES = [(8, 8), (13, 10), (28, 20), (7, 9)]
 every_size = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -78,6 +80,19 @@ def test_errors(kind):
         kind((1, 8, 8), channels=(4, 4, 4, 4))
     with pytest.raises(ProgramError, match="channels must name one width or more"):
         kind((1, 8, 8), channels=())
+
+
+@pytest.mark.parametrize("kind", [VAE, BetaVAE, ConvVAE])
+def test_convolutions_may_stand_before_hidden_layers(kind):
+    vae = kind((1, 13, 10), 3, channels=(4, 6), hidden_dims=(7,))
+    shapes = [tuple(p.shape) for p in vae.parameters() if p.dim() > 1]
+    head = [(7, 6 * 3 * 2), (6, 7)]  # of the grid 3 × 2, and of loc and scale
+    assert shapes[:4] == [(4, 1, 4, 4), (6, 4, 4, 4), *head]
+    assert shapes[4:6] == [(7, 3), (6 * 3 * 2, 7)]  # mirrored
+    x = torch.rand(5, 1, 13, 10)
+    assert vae.decode(vae.posterior(x).mean).event_shape == (1, 13, 10)
+    with pytest.raises(ProgramError, match="each at least 1, got \\[4, 0\\]"):
+        kind((1, 13, 10), 3, channels=(4, 0))
 
 
 def test_data_that_are_no_images_are_refused():

@@ -8,10 +8,13 @@ import torch
 from programs import tiny_images
 
 from inference import evaluate, fit
-from inference.sampling import reconstruct
-from ppl_models import PplError, ProgramError
+from inference.data import MemorySplit
+from inference.latents import interpolate, resynthesize, traverse
+from inference.sampling import decode, reconstruct, sample, to_complete
+from ppl_models import PplError, ProgramError, as_program
 from ppl_models.cvae_completion import CompletionBaseline, CompletionCVAE, hidden_quadrants
 from ppl_models.distributions import Completed
+from ppl_models.vae import VAE
 
 
 def tiny(num_quadrants: int = 1) -> CompletionCVAE:
@@ -65,6 +68,39 @@ def test_draws_and_means_keep_what_is_seen():
     ):
         assert torch.equal(image[~hidden], x[~hidden])
         assert not torch.equal(image[hidden], x[hidden])
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_what_is_explored_is_seen_in_its_seen_part(num):
+    """Codes are decoded beside the images they are of, not beside black quadrants."""
+    program, x = tiny(num), tiny_images(3)
+    hidden = program.hidden.expand(3, 1, 4, 4)
+    again = resynthesize(program, {"x": x})
+    expected = program.decode(program.posterior(x).mean, x).mean
+    torch.testing.assert_close(again, expected)
+    assert torch.equal(again[~hidden], x[~hidden])
+    walks = interpolate(program, {"x": x}, num_steps=3)
+    torch.testing.assert_close(walks[:, 0], expected[:2])
+    torch.testing.assert_close(walks[:, 2], expected[1:])
+    rows = traverse(program, [1], batch={"x": x[:1]}, num_steps=3)
+    assert torch.equal(rows[0][~hidden], x[:1].expand(3, 1, 4, 4)[~hidden])
+
+
+@pytest.mark.parametrize("draw", ["mean", "sample"])
+def test_samples_complete_what_is_given(draw):
+    program, x = tiny(2), tiny_images(3)
+    given = to_complete(as_program(program), MemorySplit({"x": x}), 5)
+    assert torch.equal(given["x"], x[[0, 1, 2, 0, 1]])
+    hidden = program.hidden.expand(5, 1, 4, 4)
+    z = torch.randn(5, 2)
+    for image in (
+        sample(program, 5, draw=draw, given=given)["x"],
+        decode(program, {"z": z}, given=given, draw=draw),
+    ):
+        assert torch.equal(image[~hidden], given["x"][~hidden])
+        assert not torch.equal(image[hidden], given["x"][hidden])
+    other = VAE((1, 4, 4), 2, (8,))
+    assert to_complete(as_program(other), MemorySplit({"x": x}), 5) == {}
 
 
 def test_the_prior_reads_the_seen_pixels_alone():

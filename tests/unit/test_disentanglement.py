@@ -67,6 +67,22 @@ def test_mig_of_a_noisy_bit():
     assert mig(np.stack([z, free], 1), v) == pytest.approx(1 - h / math.log(2))
 
 
+def test_mig_of_a_code_that_tells_a_half():
+    """z = ⌊v / 2⌋ of four values: I = log 2 of H(v) = log 4; of the free bit it tells nothing."""
+    v = grid(4, 2)
+    z = np.stack([v[:, 0] // 2, v[:, 1]], 1).astype(float)
+    np.testing.assert_allclose(normalized_information(z, v), [[0.5, 0], [0, 1]], atol=1e-12)
+    assert mig(z, v) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_mig_of_an_entangled_code():
+    """Sum and difference of two bits tell both together, each half of either: no gap."""
+    v = grid(2, 2)
+    z = np.stack([v[:, 0] + v[:, 1], v[:, 0] - v[:, 1]], 1).astype(float)
+    np.testing.assert_allclose(normalized_information(z, v), np.full((2, 2), 0.5), atol=1e-12)
+    assert mig(z, v) == pytest.approx(0)
+
+
 def test_dci_of_small_tables():
     assert dci_scores(np.eye(3)) == (1.0, 1.0)
     assert dci_scores(np.ones((3, 3))) == pytest.approx((0.0, 0.0))

@@ -15,6 +15,7 @@ from data_helpers import save_images
 from PIL import Image
 
 from inference.cli import main
+from inference.commands import sample_run
 from inference.data import DataInfo, MemorySplit, load_data
 from inference.explore import KINDS, explore
 from inference.explore.choice import (
@@ -135,6 +136,17 @@ def test_every_kind_draws_of_a_conditional_program(kind, conditional):
     assert shown(found.figure) == SHEETS[kind]
 
 
+def test_a_walk_from_label_to_label_or_under_one(conditional):
+    opened = load_run(conditional)
+    changed, held = (
+        explore(opened, "interpolation", images=[0, 1], steps=3, **label)
+        for label in ({}, {"label": 3})
+    )
+    assert "label changed half-way" in changed.figure.axes[0].get_title()
+    assert "all decoded as 3" in held.figure.axes[0].get_title()
+    assert not np.allclose(changed.frames[0], held.frames[0])
+
+
 @pytest.mark.parametrize("name", sorted(set(CATALOG) - {"gmm"}))
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
@@ -144,6 +156,21 @@ def test_every_program_of_the_catalog_can_be_walked_through(name):
     label = {"label": 3} if "y" in run.program.fields else {}
     found = explore(run, "traversal", steps=3, dims=[1], **label)
     assert shown(found.figure) == (1, 3)
+
+
+def test_a_completing_program_is_shown_images_in_every_kind(tmp_path):
+    words = ("cvae_completion", "--binarize", "threshold", "--model.hidden_dims", "[8]")
+    opened = load_run(train(tmp_path / "run", *words, "--model.latent_dim", "2"))
+    assert sample_run(str(tmp_path / "run"), num=3, out=str(tmp_path / "x.npz"))["samples"] == 3
+    first = opened.data.test.tensors["x"][:3]
+    seen = ~opened.program.owner.hidden.expand(3, 1, 8, 8)
+    drawn = torch.as_tensor(np.load(tmp_path / "x.npz")["x"])
+    assert torch.equal(drawn[seen], first[seen])
+    for kind in ("manifold", "traversal", "nearest", "resynthesis"):
+        figure = explore(opened, kind, **OPTIONS[kind]).figure
+        sheet = np.asarray(figure.axes[0].images[0].get_array())
+        corner = sheet[1:9, 1:9] if kind != "resynthesis" else sheet[10:18, 1:9]
+        np.testing.assert_array_equal(corner[4:, :4], first[0, 0, 4:, :4])
 
 
 def test_a_mixture_says_why_it_cannot():
@@ -231,8 +258,12 @@ ERRORS = [
     ("--kind interpolation --images [3,4000]", "there is no image 4000; the split has 180"),
     ("--kind interpolation --method slrp", "Did you mean 'slerp'"),
     ("--kind traversal --dims [2]", "0 to 1; there is no component 2"),
+    ("--kind traversal --steps 0", "a traversal needs at least two steps, got 0"),
+    ("--kind attribute --value 1 --steps 0", "in at least one strength"),
+    ("--kind attribute --value 3 --against 3", "y = 3 cannot be told from itself"),
     ("--kind traversal --site w", "unknown latent site 'w'.*There are: z"),
     ("--kind traversal --label 3", "takes no labels; leave --label out"),
+    ("--kind interpolation --label 3", "takes no labels; leave --label out"),
     ("--kind analogy --images [1,2,3,4]", "in threes .a, b, c., got 4"),
     ("--kind attribute", "y has 10 values without an order: say which, --value 1"),
     ("--kind attribute --against 1", "y = 1 against what. Say it too, --value 1"),
@@ -242,6 +273,7 @@ ERRORS = [
     ("--kind classes --out p.jpg", "is not conditional"),
     ("--kind manifold --out p.jpg", "cannot write '.jpg': give --out FILE.png, or FILE.gif"),
     ("--kind manifold --out p.gif", "this kind does not move"),
+    ("--kind resynthesis --label 3", "--label is of images from outside, --files"),
     ("--kind nearest --num 0", "num must be at least 1"),
     ("--kind resynthesis --files nowhere.png", "there is no image 'nowhere.png'"),
 ]

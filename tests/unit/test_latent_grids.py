@@ -17,7 +17,10 @@ from inference.latents import (
     vary_condition,
     vary_latent,
 )
+from inference.sampling import prior_trace
+from ppl_models.cvae import CVAE
 from ppl_models.errors import PplError
+from ppl_models.program import as_program
 
 # The manifold.
 
@@ -83,14 +86,23 @@ def test_with_a_fixed_label_each_row_has_its_offset_and_new_latents():
     assert not torch.equal(found, vary_latent(program, labels, 50, seed=2))
 
 
-def test_with_a_fixed_latent_each_row_has_one_code_and_every_label():
+def test_with_a_fixed_latent_each_row_has_one_place_in_the_prior_and_every_label():
     program, labels = ByClass(2), torch.tensor([0, 2, 5])
     found = vary_condition(program, labels, 4, seed=1)
     assert found.shape == (4, 3, 1, 3, 3)
-    offsets = found - found[:, :1]
-    expected = labels.reshape(1, -1, 1, 1, 1).expand_as(found).float()
-    torch.testing.assert_close(offsets, expected)
+    codes = program.code((found - labels.reshape(-1, 1, 1, 1)).flatten(0, 1)).unflatten(0, (4, 3))
+    noise = codes - labels.unsqueeze(-1)  # z | y ~ N(y, 1)
+    torch.testing.assert_close(noise, noise[:, :1].expand_as(noise), atol=1e-4, rtol=0)
     assert len(found[:, 0].unique(dim=0)) == 4
+
+
+def test_with_a_prior_that_knows_no_label_each_row_has_one_latent():
+    program = CVAE((1, 3, 3), 4, latent_dim=2, hidden_dims=(5,))
+    found = vary_condition(program, torch.arange(4), 3, seed=1)
+    z = prior_trace(as_program(program), 3, {"y": torch.zeros(3).long()}, seed=1).nodes["z"]
+    for y in range(4):
+        expected = program.decode(z["value"], torch.full((3,), y)).mean
+        torch.testing.assert_close(found[:, y], expected)
 
 
 @pytest.mark.parametrize("grid", [vary_latent, vary_condition])

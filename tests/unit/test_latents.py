@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pyro.distributions as dist
 import pytest
@@ -216,12 +217,31 @@ def test_interpolation_walks_through_the_codes(method):
     torch.testing.assert_close(found, expected)
 
 
-def test_interpolation_of_a_conditional_program_keeps_the_first_images_label():
-    program, z, y = ByClass(2), torch.randn(2, 2), torch.tensor([2, 0])
+def conditional_walk(num_steps, y, **options):
+    """What decodes to, less what the codes alone would: the condition along the walk."""
+    program, z = ByClass(2), torch.randn(len(y), 2)
     x = program.mean(z) + y.reshape(-1, 1, 1, 1)
-    found = interpolate(program, {"x": x, "y": y}, num_steps=3, method="lerp")
-    expected = program.mean(lerp(z[0], z[1], torch.linspace(0, 1, 3))) + 2
-    torch.testing.assert_close(found[0], expected)
+    found = interpolate(program, {"x": x, "y": y}, num_steps=num_steps, method="lerp", **options)
+    t = torch.linspace(0, 1, num_steps)
+    plain = torch.stack([program.mean(lerp(a, b, t)) for a, b in pairwise(z)])
+    return x, found, (found - plain).mean((2, 3, 4))
+
+
+def test_interpolation_of_a_conditional_program_goes_from_label_to_label():
+    """Both ends are reconstructions: labels change half-way, numbers go straight."""
+    x, found, labels = conditional_walk(4, torch.tensor([2, 0, 5]))
+    torch.testing.assert_close(labels, torch.tensor([[2.0, 2, 0, 0], [0, 0, 5, 5]]))
+    torch.testing.assert_close(found[:, 0], x[:-1])
+    torch.testing.assert_close(found[:, -1], x[1:])
+    *_, numbers = conditional_walk(5, torch.tensor([2.0, 0.0]))
+    torch.testing.assert_close(numbers, torch.tensor([[2, 1.5, 1, 0.5, 0]]))
+
+
+def test_interpolation_under_one_label():
+    *_, labels = conditional_walk(3, torch.tensor([2, 0, 5]), given={"y": torch.tensor([7])})
+    torch.testing.assert_close(labels, torch.full((2, 3), 7.0))
+    with pytest.raises(UnknownNameError, match=r"unknown condition 'w'.*There are: y"):
+        conditional_walk(3, torch.tensor([2, 0]), given={"w": torch.tensor([7])})
 
 
 def test_interpolation_moves_the_sites_it_is_told_and_never_discrete_ones():

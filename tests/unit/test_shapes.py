@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import PARTS, sizes, whole
 
 from inference.data import load_data, rendered_shapes
 from inference.data.shapes import FACTORS, INSIDE, render
+from inference.disentanglement import normalized_information
 from ppl_models.errors import PplError, UnknownNameError
 
 
@@ -82,6 +84,17 @@ def test_every_combination_is_there_once_and_drawn_as_its_factors_say():
     places = every["factors"][:, 3:]
     assert (float(places.min()), float(places.max())) == (radius, 16 - radius)  # all are whole
     assert len(every["x"].unique(dim=0)) == len(every["x"])  # the pixels tell the factors
+
+
+def test_factors_are_independent_and_a_quarter_turn_is_told_by_the_pixels():
+    """Also of small images, on which ``benchmarks/disentanglement.py`` trains."""
+    data = rendered_shapes(size=16)
+    x, factors = (
+        torch.cat([whole(data.split(p))[name] for p in PARTS]) for name in ("x", "factors")
+    )
+    assert len(x.unique(dim=0)) == len(x)
+    found = normalized_information(factors.double().numpy(), factors.double().numpy())
+    np.testing.assert_allclose(found, np.eye(5), atol=1e-9)
 
 
 def test_the_catalog_set_names_its_factors_and_is_the_same_every_time():
