@@ -1,14 +1,26 @@
 """Networks that programs are built of; they know nothing of Pyro."""
 
-from ppl_models.nets.conv import ConvDecoder, ConvEncoder, GridDecoder, GridEncoder, halvings
+from ppl_models.nets.conv import (
+    ConvDecoder,
+    ConvEncoder,
+    GridDecoder,
+    GridEncoder,
+    halvings,
+    halvings_to,
+)
 from ppl_models.nets.mlp import ACTIVATIONS, mlp
+from ppl_models.nets.quantizer import Codebook, Quantized, fingerprint_of
 
 __all__ = [
     "ACTIVATIONS",
+    "Codebook",
     "ConvDecoder",
     "ConvEncoder",
     "GridDecoder",
     "GridEncoder",
+    "Quantized",
+    "fingerprint_of",
     "halvings",
+    "halvings_to",
     "mlp",
 ]
