@@ -74,6 +74,11 @@ CATALOG: dict[str, Entry] = {
         "two grids of codes, the lower given the upper",
         "Razavi et al. 2019, arXiv:1906.00446",
     ),
+    "categorical_vae": Entry(
+        "ppl_models.categorical_vae:CategoricalVAE",
+        "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
+        "Jang, Gu & Poole 2017, arXiv:1611.01144",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",
