@@ -6,6 +6,7 @@ Shapes: S codes, C H W picture of a code.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from inference.plotting.images import tile
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 MOST_SHOWN = 256
 CELL = 0.5
 """Inches of a picture with its caption."""
