@@ -64,6 +64,21 @@ CATALOG: dict[str, Entry] = {
         "image completion by a conditional VAE: some quadrants seen, the others drawn",
         "Sohn, Lee & Yan 2015",
     ),
+    "vqvae": Entry(
+        "ppl_models.vqvae:VQVAE",
+        "vector-quantized VAE: an image as a grid of codes",
+        "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
+    "vqvae2": Entry(
+        "ppl_models.vqvae2:VQVAE2",
+        "two grids of codes, the lower given the upper",
+        "Razavi et al. 2019, arXiv:1906.00446",
+    ),
+    "categorical_vae": Entry(
+        "ppl_models.categorical_vae:CategoricalVAE",
+        "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
+        "Jang, Gu & Poole 2017, arXiv:1611.01144",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",
