@@ -69,6 +69,16 @@ CATALOG: dict[str, Entry] = {
         "mixture of Gaussians, its component summed out",
         "Dempster, Laird & Rubin 1977",
     ),
+    "pixelcnn": Entry(
+        "ppl_models.autoregressive:PixelCNN",
+        "gated PixelCNN over images or grids of integers; its likelihood is exact",
+        "van den Oord et al. 2016, arXiv:1606.05328",
+    ),
+    "code_transformer": Entry(
+        "ppl_models.autoregressive:CodeTransformer",
+        "causal Transformer over images or grids of integers; its likelihood is exact",
+        "Chen et al. 2020",
+    ),
 }
 
 
