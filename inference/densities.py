@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.elbo.traces import Site, Traces, masked_log_prob, sample_sites
-from inference.sites import is_discrete, known_mean
+from inference.sites import is_discrete, is_point, known_mean, state_counts
 from inference.summed_out import SummedOut, is_summed_out
 from ppl_models.errors import ProgramError
 
@@ -41,6 +41,9 @@ class SiteDensities:
     guide_means: dict[str, Tensor]
     """E_q[z], (K, B, event...), of the local latents whose distribution tells it; NaN where it
     has none."""
+    states: dict[str, Tensor]
+    """How often the guide's draws had each state of the local latents that have finitely many,
+    one row a run, (1, S)."""
     dims: int
     """Observed elements per datum."""
     discrete: bool
@@ -139,6 +142,7 @@ def stack(runs: list[SiteDensities]) -> SiteDensities:
         posterior=cat("posterior"),
         auxiliary=cat("auxiliary"),
         guide_means=cat("guide_means"),
+        states=cat("states"),
         dims=runs[0].dims,
         discrete=runs[0].discrete,
         exact=runs[0].exact,
@@ -158,7 +162,7 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
     """
     plate = data_plate(traces.model, rows)
     expected: dict[str, Tensor] = {}
-    out = SiteDensities({}, {}, {}, {}, {}, dims=0, discrete=True)
+    out = SiteDensities({}, {}, {}, {}, {}, {}, dims=0, discrete=True)
     if is_summed_out(traces.model):
         summed = SummedOut(traces.model, plate, rows)
         expected = summed.expected
@@ -185,7 +189,17 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
         out.posterior[name] = _reduce(site, plate, num_particles)
     _check_complete(out)
     out.guide_means.update(_guide_means(traces, plate, num_particles))
+    out.states.update(_states(traces, plate))
     return out
+
+
+def _states(traces: Traces, plate: tuple[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """How often the guide drew each state of the local latents whose prior numbers them."""
+    for name, site in sample_sites(traces.guide):
+        if name in traces.model.nodes and is_local(site, plate):
+            counts = state_counts(traces.model.nodes[name]["fn"], site["value"])
+            if counts is not None:
+                yield name, counts.unsqueeze(0)
 
 
 def _require_local(name: str, site: Site, plate: tuple[str, int]) -> None:
@@ -237,6 +251,8 @@ def _guide_means(
         fn = site["fn"]
         if name not in traces.model.nodes or not is_local(site, plate):
             continue
+        if is_point(traces.model.nodes[name]["fn"]):
+            continue  # a function of other latents (a code's vector), and none of its own
         if auxiliary and isinstance(getattr(fn, "base_dist", fn), dist.Delta):
             continue
         mean, axis = known_mean(fn), plate[1] - len(fn.event_shape)

@@ -59,6 +59,11 @@ class Evaluation:
     active_units: int | None
     """Latent dimensions in use, of the sites whose guide tells its mean; None if none does."""
     active_units_by_site: dict[str, int]
+    perplexity: dict[str, float]
+    """exp(entropy) of how often each state was drawn, all data and places together, by latent
+    site with finitely many states (codes of a codebook)."""
+    dead_codes: dict[str, int]
+    """States that were never drawn, by such a site."""
     auxiliary: dict[str, float]
     """Auxiliary losses, by site; part of none of the above."""
     num_data: int
@@ -198,6 +203,12 @@ class _DatumWeights:
         self.count += k
 
 
+def perplexity_of(counts: Tensor) -> float:
+    """exp(entropy) of a distribution given by counts: so many states, if all were as frequent."""
+    share = counts.double() / counts.sum()
+    return float(torch.special.entr(share).sum().exp())
+
+
 def _columns(means: Tensor) -> Tensor:
     """Means (B, event...) as (B, D) on the CPU."""
     return means.detach().reshape(len(means), -1).cpu()
@@ -221,6 +232,7 @@ class _Totals:
     global_kl: dict[str, list[float]] = field(default_factory=dict)
     auxiliary: dict[str, float] = field(default_factory=dict)
     means: dict[str, list[Tensor]] = field(default_factory=dict)
+    states: dict[str, Tensor] = field(default_factory=dict)
 
     def add_block(self, block: SiteDensities, first: bool) -> None:
         """Take in a block of particles; their means over K add up to nats."""
@@ -234,6 +246,8 @@ class _Totals:
                 self.global_kl.setdefault(name, []).append(float(value.double().mean()))
         for name, value in block.auxiliary.items():
             self.auxiliary[name] = self.auxiliary.get(name, 0.0) + float(value.double().sum()) / k
+        for name, counts in block.states.items():
+            self.states[name] = self.states.get(name, 0) + counts.sum(0).cpu()
         if first:
             for name, mean in block.guide_means.items():
                 self.means.setdefault(name, []).append(_columns(mean.double().mean(0)))
@@ -277,6 +291,8 @@ class _Totals:
             iwae_bits_per_dim=self._bits(iwae, log_jacobian),
             active_units=sum(active.values()) if active else None,
             active_units_by_site=active,
+            perplexity={name: perplexity_of(counts) for name, counts in self.states.items()},
+            dead_codes={name: int((counts == 0).sum()) for name, counts in self.states.items()},
             auxiliary={name: value / n for name, value in self.auxiliary.items()},
             num_data=n,
             num_particles=k,

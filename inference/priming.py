@@ -16,7 +16,7 @@ from inference.data.checks import check_finite, check_labels
 from inference.data.dataset import DataSet, MemorySplit, Split
 from inference.densities import data_plate, has_global_latents, is_local
 from inference.elbo.checks import check_traces
-from inference.elbo.traces import Traces, run_traces, sample_sites
+from inference.elbo.traces import Traces, is_guide_loss, run_traces, sample_sites
 from inference.sites import family, known_support
 from inference.summed_out import enumerates
 from inference.weights import batch_size
@@ -85,7 +85,7 @@ def _placement(batch: Batch) -> tuple[torch.device, torch.dtype]:
 
 
 def check_guide_losses(traces: Traces) -> None:
-    """Refuse auxiliary losses in the guide, where their sign would be turned.
+    """Refuse auxiliary losses that do not know where they are: their sign would be turned.
 
     Raises:
         ProgramError: naming the site.
@@ -93,8 +93,14 @@ def check_guide_losses(traces: Traces) -> None:
     for name, site in sample_sites(traces.guide):
         if site["infer"].get("is_auxiliary_loss"):
             raise ProgramError(
-                f"auxiliary_loss {name!r} is in the guide, where it would be maximized; record it "
-                "in the model"
+                f"auxiliary_loss {name!r} is in the guide, where it would be maximized; say so: "
+                f"auxiliary_loss({name!r}, ..., in_guide=True)"
+            )
+    for name, site in traces.model.nodes.items():
+        if is_guide_loss(site):
+            raise ProgramError(
+                f"auxiliary_loss {name!r} is in the model, where in_guide=True would maximize it; "
+                "leave in_guide out"
             )
 
 

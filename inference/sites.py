@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 
@@ -31,6 +33,33 @@ def is_discrete(fn: Any) -> bool:
     """Whether a distribution says that its support is discrete."""
     support = known_support(fn)
     return support is not None and bool(support.is_discrete)
+
+
+def state_counts(fn: Any, value: Tensor) -> Tensor | None:
+    """How often a value has each state of a distribution over finitely many numbered ones.
+
+    Args:
+        fn: over integers from one bound to another, or over one-hot vectors.
+        value: of it; all places of its batch and event count.
+
+    Returns:
+        (S,) int64, or None: the distribution is over something else.
+    """
+    support = known_support(fn)
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.one_hot:
+        states, number = value.argmax(-1), value.shape[-1]
+    elif isinstance(support, constraints.integer_interval):
+        lower, upper = support.lower_bound, support.upper_bound
+        if isinstance(lower, Tensor) or isinstance(upper, Tensor):
+            return None
+        states, number = value.long() - int(lower), int(upper) - int(lower) + 1
+    else:
+        return None
+    flat = states.reshape(-1)
+    zeros = torch.zeros(number, dtype=torch.int64, device=value.device)
+    return zeros.index_add_(0, flat, torch.ones_like(flat))
 
 
 def innermost(fn: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pyro.infer import ELBO
 
 from inference.data.dataset import DataSet, as_dataset
+from inference.data_start import start_from_data
 from inference.densities import has_global_latents
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.elbo import make_estimator
@@ -227,7 +228,8 @@ def _prepare(
     traces = prime(wrapped, batch, num_data)
     check_data(traces, batch, placed)
     wrapped.to(fabric.device, dtype)  # parameters that came into being just now
-    if start_untouched(wrapped, placed.train, settings.seed):
+    started = start_untouched(wrapped, placed.train, settings.seed)
+    if start_from_data(wrapped, placed.train, settings.batch_size, settings.seed) or started:
         traces = prime(wrapped, batch, num_data)
     if settings.estimator == "auto":
         chosen = "enumerate" if enumerates(traces) else "analytic_kl"

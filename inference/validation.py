@@ -54,7 +54,11 @@ class Validator:
             "valid_rate": result.rate,
             "valid_distortion": result.distortion,
         }
-        return numbers | {f"valid_{name}": value for name, value in result.auxiliary.items()}
+        numbers |= {f"valid_{name}": value for name, value in result.auxiliary.items()}
+        for site, perplexity in result.perplexity.items():
+            numbers[f"valid_perplexity_{site}"] = perplexity
+            numbers[f"valid_dead_{site}"] = result.dead_codes[site]
+        return numbers
 
     def _elbo_by_estimator(self, program: Program) -> float:
         assert self.estimator is not None

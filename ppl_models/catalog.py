@@ -64,6 +64,11 @@ CATALOG: dict[str, Entry] = {
         "image completion by a conditional VAE: some quadrants seen, the others drawn",
         "Sohn, Lee & Yan 2015",
     ),
+    "vqvae": Entry(
+        "ppl_models.vqvae:VQVAE",
+        "vector-quantized VAE: an image as a grid of codes",
+        "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",

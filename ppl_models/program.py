@@ -299,7 +299,7 @@ def within_a_program() -> bool:
     return isinstance(pyro.get_param_store(), ProgramStore)
 
 
-def auxiliary_loss(name: str, value: Tensor) -> None:
+def auxiliary_loss(name: str, value: Tensor, *, in_guide: bool = False) -> None:
     """Record a loss that trains but is no part of the ELBO (commitment, penalties).
 
     The site is logged under its name. Every estimator of ``inference``, and stock Pyro's,
@@ -308,6 +308,8 @@ def auxiliary_loss(name: str, value: Tensor) -> None:
     Args:
         name: site name.
         value: the loss, one entry per datum (B,) inside the data plate; nats.
+        in_guide: whether it is recorded in the guide, whose log densities an ELBO subtracts.
     """
-    fn = dist.Unit(-value, has_rsample=True)
-    pyro.sample(name, fn, obs=fn.sample(), infer={"is_auxiliary_loss": True})
+    fn = dist.Unit(value if in_guide else -value, has_rsample=True)
+    kind = {"is_auxiliary_loss": True, "in_guide": in_guide, "is_auxiliary": in_guide}
+    pyro.sample(name, fn, obs=fn.sample(), infer=kind)

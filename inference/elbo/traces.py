@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -35,16 +36,34 @@ def run_traces(
 def run_model(
     model: Callable[..., Any], guide_trace: poutine.Trace, args: Sequence[Any], kwargs: Any
 ) -> poutine.Trace:
-    """Trace the model with a guide's values."""
-    return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    """Trace the model with a guide's values, and the guide's auxiliary losses beside its own."""
+    trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    for name, site in guide_trace.nodes.items():
+        if is_guide_loss(site):
+            trace.add_node(name, **_as_of_model(site))
+    return trace
+
+
+def is_guide_loss(site: Site) -> bool:
+    """Whether a site is an auxiliary loss that was recorded as one of the guide."""
+    return site.get("type") == "sample" and bool(site["infer"].get("in_guide"))
+
+
+def _as_of_model(loss: Site) -> Site:
+    """A guide's auxiliary loss as one of the model, whose log densities are added."""
+    infer = {"is_auxiliary_loss": True}
+    return loss | {"fn": Unit(-loss["fn"].log_factor, has_rsample=True), "infer": infer}
 
 
 def sample_sites(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
-    """The sample sites of a trace, without plates' subsamples and ``pyro.deterministic`` values."""
+    """The sample sites of a trace, without plates' subsamples and ``pyro.deterministic`` values.
+
+    A guide's auxiliary losses are left out: they stand in the model's trace (:func:`run_model`).
+    """
     for name, site in trace.nodes.items():
         if site.get("type") != "sample" or isinstance(site["fn"], _Subsample):
             continue
-        if not site["infer"].get("_deterministic"):
+        if not site["infer"].get("_deterministic") and not is_guide_loss(site):
             yield name, site
 
 

@@ -40,6 +40,23 @@ def halvings(size: Sequence[int], times: int) -> list[Size]:
     return [(height >> n, width >> n) for n in range(times + 1)]
 
 
+def halvings_to(size: Sequence[int], grid: Sequence[int]) -> int:
+    """How many stages lead from an image's height and width to those of a grid.
+
+    Raises:
+        ProgramError: none do; with the grids that fit.
+    """
+    most = min(size).bit_length() - 1
+    fitting = halvings(size, most)[1:]
+    if tuple(grid) not in fitting:
+        shown = ", ".join(f"{h}×{w}" for h, w in fitting) or "none"
+        raise ProgramError(
+            f"a grid of {'×'.join(map(str, grid))} does not fit images of {size[0]}×{size[1]}, "
+            f"which are halved some times (rounding down); grids that do: {shown}"
+        )
+    return 1 + fitting.index((grid[0], grid[1]))
+
+
 def check_image(x_shape: Sequence[int]) -> tuple[int, int, int]:
     """C, H and W of an image's shape.
 
@@ -65,6 +82,38 @@ def downsampling(
         layers += [make_activation(activation)]
         in_channels = width
     return nn.Sequential(*layers)
+
+
+class ResidualBlock(nn.Module):
+    """A grid plus a 3×3 and a 1×1 convolution of it.
+
+    Args:
+        channels: of the grid.
+        hidden_channels: between the two.
+        activation: a name of ``ACTIVATIONS``.
+
+    References:
+        van den Oord, Vinyals, Kavukcuoglu 2017, arXiv:1711.00937, section 4.1.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, activation: str = "relu") -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            make_activation(activation),
+            nn.Conv2d(channels, hidden_channels, 3, padding=1),
+            make_activation(activation),
+            nn.Conv2d(hidden_channels, channels, 1),
+        )
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """Of (B, channels, h, w)."""
+        return grid + self.change(grid)
+
+
+def residual_blocks(channels: int, number: int, activation: str) -> list[nn.Module]:
+    """So many blocks, half as wide within."""
+    hidden = max(1, channels // 2)
+    return [ResidualBlock(channels, hidden, activation) for _ in range(number)]
 
 
 class Upsampling(nn.Module):
@@ -162,6 +211,7 @@ class GridEncoder(nn.Module):
         channels: after every halving.
         out_channels: of the grid.
         activation: a name of ``ACTIVATIONS``.
+        num_blocks: residual blocks after the last halving.
     """
 
     def __init__(
@@ -170,9 +220,13 @@ class GridEncoder(nn.Module):
         channels: Sequence[int],
         out_channels: int,
         activation: str = "relu",
+        num_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.stages = downsampling(in_channels, channels, activation)
+        if num_blocks:
+            self.stages.extend(residual_blocks(channels[-1], num_blocks, activation))
+            self.stages.append(make_activation(activation))
         self.head = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,6 +244,7 @@ class GridDecoder(nn.Module):
         out_channels: C.
         num_outputs: maps of the image's shape.
         activation: a name of ``ACTIVATIONS``.
+        num_blocks: residual blocks before the first doubling.
     """
 
     def __init__(
@@ -199,10 +254,13 @@ class GridDecoder(nn.Module):
         out_channels: int,
         num_outputs: int,
         activation: str = "relu",
+        num_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.maps = (num_outputs, out_channels)
-        self.head = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        first = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        blocks = residual_blocks(channels[0], num_blocks, activation)
+        self.head = nn.Sequential(first, *blocks) if blocks else first
         self.stages = Upsampling(channels, num_outputs * out_channels, activation)
 
     def forward(self, z: Tensor, size: Size) -> Tensor:
