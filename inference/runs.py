@@ -169,7 +169,8 @@ def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     """
     named = inspect.signature(resolve(spec)).parameters
     facts = {name: getattr(info, key) for name, key in FROM_DATA.items() if name in named}
-    if facts.get("num_classes", 0) is None:
+    needs_labels = "num_classes" in facts and named["num_classes"].default is not None
+    if needs_labels and facts["num_classes"] is None:
         raise ProgramError(f"{spec} needs labels (num_classes), and {info.name!r} has none")
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return as_program(build(spec, **(known | arguments)))

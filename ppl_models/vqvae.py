@@ -143,9 +143,7 @@ class VQVAE(PyroModule):
         return self.likelihood(self.decoder(z, self.x_shape[1:]))
 
     @pyro_method
-    def model(
-        self, x: Tensor | None = None, *, y: Tensor | None = None, size: int = 1
-    ) -> Tensor:
+    def model(self, x: Tensor | None = None, *, y: Tensor | None = None, size: int = 1) -> Tensor:
         """p(codes) p(x | codes); without data, ``size`` draws from the prior predictive.
 
         ``y`` is what ``code_prior`` conditions on.

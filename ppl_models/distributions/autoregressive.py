@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, is_validation_enabled
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -127,12 +127,34 @@ class AutoregressiveGrid(TorchDistribution):
         return AutoregressiveGrid(self.network, self.event_shape, context, **options)
 
     def to_codes(self, value: Tensor) -> Tensor:
-        """Values (..., event) as the integers (..., h, w) that the network takes."""
+        """Values (..., event) as the integers (..., h, w) that the network takes.
+
+        Raises:
+            PplError: under Pyro's validation: values that are none of the V.
+        """
+        if is_validation_enabled():
+            self._check(value)
         if self.grey:
             value = (value * (self.num_values - 1)).round()
         if len(self.event_shape) == 3:
             value = value.movedim(-3, -1).flatten(-2)
         return value.long()
+
+    def _check(self, value: Tensor) -> None:
+        if value.shape[-self.event_dim :] != self.event_shape:
+            raise PplError(
+                f"the grid has shape {tuple(self.event_shape)}, but got values of shape "
+                f"{tuple(value.shape)}"
+            )
+        if not bool(self.support.check(value).all()):
+            last = self.num_values - 1
+            known = f"grey levels k / {last}" if self.grey else "integers"
+            raise PplError(
+                f"an AutoregressiveGrid of {self.num_values} values takes the {known}, k = 0 to "
+                f"{last}; got values from {float(value.min()):g} to {float(value.max()):g}. "
+                "Binarize images for two values (--binarize dynamic, static or threshold), or "
+                "make it for as many values as the data have (num_values)"
+            )
 
     def from_codes(self, codes: Tensor) -> Tensor:
         """The inverse of :meth:`to_codes`."""
