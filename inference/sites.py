@@ -8,8 +8,7 @@ import torch
 from pyro.distributions import Delta, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
-from torch.distributions import Independent
-from torch.distributions import constraints
+from torch.distributions import Independent, constraints
 from torch.distributions.constraints import Constraint
 
 

@@ -69,9 +69,9 @@ class GridPrior(nn.Module):
         self.context = Context(features, num_classes, coarse_values) if conditioned else None
         self.register_buffer("class_weights", torch.ones(max(num_classes, 1)), persistent=False)
 
-    def draw_labels(self) -> Tensor:
-        """Labels from all classes alike, within the data plate: site ``y``, (B,)."""
-        return pyro.sample("y", dist.Categorical(self.class_weights))
+    def draw_labels(self, size: int) -> Tensor:
+        """Labels from all classes alike: site ``y``, (size,), outside the data plate."""
+        return pyro.sample("y", dist.Categorical(self.class_weights).expand((size,)).to_event(1))
 
     def forward(self, y: Tensor | None = None, coarse: Tensor | None = None) -> AutoregressiveGrid:
         """The distribution, event (h, w) or (C, h, w); batch (B,) where it is conditioned.
@@ -108,20 +108,14 @@ class Autoregressive(PyroModule):
         """p(x), or p(x | y); without data, draws of the labels' images, or ``size`` draws.
 
         Raises:
-            ProgramError: data without labels where the program is class-conditional; labels to draw
-                for, where it is not.
+            ProgramError: see :func:`check_labelled`.
         """
-        if self.prior.num_classes and y is None and x is not None:
-            raise ProgramError("data without labels: a class-conditional program takes x and y")
-        if not self.prior.num_classes and x is None and y is not None:
-            raise ProgramError(
-                "this program knows no classes, so it cannot draw for labels y; train one with "
-                "class_conditional=True (--model.class_conditional true)"
-            )
+        check_labelled(self.prior.num_classes, x, y)
         given = x if x is not None else y
-        with pyro.plate("data", size if given is None else len(given), dim=-1):
-            if self.prior.num_classes and y is None:
-                y = self.prior.draw_labels()  # (B,)
+        size = size if given is None else len(given)
+        if self.prior.num_classes and y is None:
+            y = self.prior.draw_labels(size)  # (B,)
+        with pyro.plate("data", size, dim=-1):
             return pyro.sample("x", self.prior(y), obs=x)  # (B, C, h, w) or (B, h, w)
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -197,6 +191,27 @@ class CodeTransformer(Autoregressive):
         network = CausalTransformer(values, grid, dim, num_layers, num_heads, dropout, features)
         grey = len(x_shape) == 3
         super().__init__(GridPrior(network, x_shape, grey=grey, features=dim, num_classes=classes))
+
+
+def check_labelled(num_classes: int, data: Tensor | None, y: Tensor | None) -> None:
+    """Refuse labels that are missing, or that there is nothing to do with.
+
+    Args:
+        num_classes: Y of the program, 0 if it knows none.
+        data: that are scored, or None: some are to be drawn.
+        y: the labels.
+
+    Raises:
+        ProgramError: data without labels where the program is class-conditional; labels to draw
+            for, where it is not.
+    """
+    if num_classes and y is None and data is not None:
+        raise ProgramError("data without labels: a class-conditional program takes x and y")
+    if not num_classes and data is None and y is not None:
+        raise ProgramError(
+            "this program knows no classes, so it cannot draw for labels y; train one with "
+            "class_conditional=True (--model.class_conditional true)"
+        )
 
 
 def raster(x_shape: Sequence[int]) -> tuple[int, int]:

@@ -13,7 +13,7 @@ Shapes: B batch, C h w grid (or h w), V values, n = C·h·w positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -23,6 +23,9 @@ from torch.distributions import constraints
 
 from ppl_models.distributions.discretized_logistic import GreyLevels
 from ppl_models.errors import PplError
+
+OPTIONS = ("grey", "temperature", "top_k", "cached", "on_position")
+"""What an :class:`AutoregressiveGrid` keeps when it is expanded."""
 
 
 class Sampler(Protocol):
@@ -60,6 +63,7 @@ class AutoregressiveGrid(TorchDistribution):
         temperature: T > 0 of every factor.
         top_k: values that are left of every factor, or None for all.
         cached: draw by the network's sampler; if not, by a whole pass a position.
+        on_position: called after every position that is drawn, such as a progress bar's update.
 
     Raises:
         PplError: a temperature or a top_k that are none, or an event that is no grid.
@@ -78,6 +82,7 @@ class AutoregressiveGrid(TorchDistribution):
         temperature: float = 1.0,
         top_k: int | None = None,
         cached: bool = True,
+        on_position: Callable[[], object] | None = None,
     ) -> None:
         if len(event_shape) not in (2, 3):
             raise PplError(f"a grid is (h, w) or (C, h, w), got {tuple(event_shape)}")
@@ -88,6 +93,7 @@ class AutoregressiveGrid(TorchDistribution):
         self.temperature = temperature
         self.top_k = top_k
         self.cached = cached
+        self.on_position = on_position
         batch = torch.Size(batch_shape) if context is None else context.shape[:-3]
         super().__init__(batch, torch.Size(event_shape), validate_args=False)
 
@@ -117,14 +123,21 @@ class AutoregressiveGrid(TorchDistribution):
             context = context.expand(*batch_shape, *context.shape[-3:])
         return self._with(context, batch_shape)
 
-    def sharpened(self, temperature: float = 1.0, top_k: int | None = None) -> AutoregressiveGrid:
+    def sharpened(
+        self,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        on_position: Callable[[], object] | None = None,
+    ) -> AutoregressiveGrid:
         """The same, with factors of this temperature, and of so many values."""
-        return self._with(self.context, self.batch_shape, temperature=temperature, top_k=top_k)
+        changes = {"temperature": temperature, "top_k": top_k, "on_position": on_position}
+        return self._with(self.context, self.batch_shape, **changes)
 
     def _with(self, context: Tensor | None, batch_shape: Any, **changes: Any) -> AutoregressiveGrid:
-        kept = {n: getattr(self, n) for n in ("grey", "temperature", "top_k", "cached")}
-        options = kept | changes | {"batch_shape": batch_shape}
-        return AutoregressiveGrid(self.network, self.event_shape, context, **options)
+        options = {name: getattr(self, name) for name in OPTIONS} | changes
+        return AutoregressiveGrid(
+            self.network, self.event_shape, context, batch_shape=batch_shape, **options
+        )
 
     def to_codes(self, value: Tensor) -> Tensor:
         """Values (..., event) as the integers (..., h, w) that the network takes.
@@ -199,6 +212,8 @@ class AutoregressiveGrid(TorchDistribution):
             values = torch.multinomial(factor, 1).squeeze(-1)
             sampler.take(values)
             drawn.append(values)
+            if self.on_position is not None:
+                self.on_position()
         return torch.stack(drawn, dim=-1).reshape(*self.batch_shape, height, width)
 
     def _uncached(self, rows: int, grid: tuple[int, int], context: Tensor | None) -> Sampler:
