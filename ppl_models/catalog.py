@@ -69,6 +69,11 @@ CATALOG: dict[str, Entry] = {
         "vector-quantized VAE: an image as a grid of codes",
         "van den Oord et al. 2017, arXiv:1711.00937",
     ),
+    "vqvae2": Entry(
+        "ppl_models.vqvae2:VQVAE2",
+        "two grids of codes, the lower given the upper",
+        "Razavi et al. 2019, arXiv:1906.00446",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",

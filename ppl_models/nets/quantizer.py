@@ -147,12 +147,6 @@ class Codebook(nn.Module):
             losses.get("codebook"),
         )
 
-    def codes_of(self, features: Tensor) -> Tensor:
-        """The nearest code of features (B, D, h, w): (B, h, w); nothing is learned."""
-        with torch.autocast(features.device.type, enabled=False):
-            codes = nearest_of(self.rows(features), self.e())
-        return codes.reshape(len(features), *features.shape[-2:])
-
     def look_up(self, codes: Tensor) -> Tensor:
         """The vectors e[codes] of grids (..., h, w): (..., D, h, w).
 

@@ -121,16 +121,22 @@ def test_a_collapsed_posterior_has_numbers_too(particles):
     assert found.ess == pytest.approx(1.0)
 
 
-def test_an_auxiliary_loss_in_the_guide_is_refused():
-    toy = GaussianToy()
-
-    def guide(x):
+def _with_loss(of_toy, **where):
+    def story(x):
         with pyro.plate("penalized", len(x), dim=-1):
-            auxiliary_loss("commitment", torch.ones(len(x)))
-        return toy.guide(x)
+            auxiliary_loss("commitment", torch.ones(len(x)), **where)
+        return of_toy(x)
 
-    with pytest.raises(ProgramError, match="auxiliary_loss 'commitment' is in the guide"):
-        fit(Program(toy.model, guide, toy=toy), X, **QUICK)
+    return story
+
+
+def test_an_auxiliary_loss_that_does_not_know_where_it_is_is_refused():
+    """Its sign would be turned: the guide's log densities are subtracted."""
+    toy = GaussianToy()
+    with pytest.raises(ProgramError, match=r"'commitment' is in the guide.*in_guide=True"):
+        fit(Program(toy.model, _with_loss(toy.guide), toy=toy), X, **QUICK)
+    with pytest.raises(ProgramError, match=r"'commitment' is in the model.*leave in_guide out"):
+        fit(Program(_with_loss(toy.model, in_guide=True), toy.guide, toy=toy), X, **QUICK)
 
 
 def test_a_parameter_born_after_the_first_step_is_refused():
