@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -101,7 +102,7 @@ def main() -> None:
     data = load_data("binarized_mnist")
     program = as_program(PixelCNN(data.info.x_shape, args.channels, args.layers, args.kernel_size))
     started = time.monotonic()
-    try:
+    with suppress(TrainingInterrupted):
         fit(
             program,
             few_to_validate(data),
@@ -117,8 +118,6 @@ def main() -> None:
             run_dir=args.out,
             resume=True,
         )
-    except TrainingInterrupted:
-        pass
     path = args.out / "checkpoints" / "last.ckpt"
     state = load_checkpoint(path)
     used = state["schedule"]["used"] / 60

@@ -2,12 +2,12 @@
 
 Generative story, for each datum in the plate ``data``, position i after position in raster order:
 
-    x_i ~ Categorical(network(x_1, ..., x_{i−1}, y))     site ``x``, all of them: (C, h, w) or (h, w)
+    x_i ~ Categorical(network(x_1, ..., x_{i−1}, y))    site ``x``, all of them: (C, h, w), (h, w)
 
 Nothing is latent and the guide is empty: −log p(x) is exact, and so is everything that is reported.
 A class label y is an input, where the program is made so; without data it is drawn:
 
-    y ~ Categorical(1/Y)                                  site ``y``, only there
+    y ~ Categorical(1/Y)                                 site ``y``, only there
 
 Data of shape (C, h, w) are images, whose V values are the grey levels k / (V − 1) (0 and 1 of a
 binary one); of shape (h, w), integers 0, ..., V − 1, such as the codes of a vector quantizer.

@@ -74,6 +74,11 @@ CATALOG: dict[str, Entry] = {
         "two grids of codes, the lower given the upper",
         "Razavi et al. 2019, arXiv:1906.00446",
     ),
+    "vqvae_prior": Entry(
+        "ppl_models.vqvae_prior:vqvae_prior",
+        "autoregressive prior over the codes of a trained VQ-VAE: --codes RUN",
+        "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",

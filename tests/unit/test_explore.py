@@ -135,7 +135,10 @@ def test_every_kind_draws_of_a_conditional_program(kind, conditional):
     assert shown(found.figure) == SHEETS[kind]
 
 
-@pytest.mark.parametrize("name", sorted(set(CATALOG) - {"gmm"}))
+NOTHING_TO_WALK = {"gmm", "pixelcnn", "code_transformer", "vqvae_prior"}
+
+
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK))
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
     likelihood = {} if name == "conv_grid_vae" else {"likelihood": "bernoulli"}
