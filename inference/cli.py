@@ -14,6 +14,7 @@ import yaml
 
 from inference import commands, photo_commands
 from inference.checkpoint import to_json
+from inference.code_options import not_asked, with_data_of_codes
 from inference.compare.command import compare
 from inference.data import load_data
 from inference.elbo import ESTIMATORS
@@ -21,7 +22,7 @@ from inference.explore.command import explore_run
 from inference.inputs import inputs_among
 from inference.parser import Parser, several_values, with_value
 from inference.report import print_table
-from inference.runs import FROM_DATA, options_for
+from inference.runs import options_for
 from inference.settings import SCHEDULES
 from inference.signals import TrainingInterrupted
 from inference.svi import fit
@@ -144,7 +145,7 @@ def _help_of(function: Callable[..., Any], option: str) -> str:
 def _train(argv: list[str]) -> Any:
     if "--resume" in argv or any(word.startswith("--resume=") for word in argv):
         return _resume(argv)
-    parser, argv = _training_parser("train", argv)
+    parser, argv = _training_parser("train", with_data_of_codes(argv))
     parser.add_argument("--out", type=str, help="folder of the run; runs/MODEL-DATA if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     config = _plain(parser.parse(argv))
@@ -268,7 +269,7 @@ def _add_model_options(parser: Parser, spec: str) -> None:
         if inspect.isclass(constructor)
         else parser.add_function_arguments
     )
-    add(constructor, "model", skip=set(FROM_DATA), fail_untyped=False)
+    add(constructor, "model", skip=not_asked(parser, spec), fail_untyped=False)
 
 
 def _program_named(argv: list[str]) -> str | None:

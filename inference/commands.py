@@ -11,8 +11,10 @@ import torch
 
 from inference import report
 from inference.checkpoint import to_json, write_atomically
+from inference.code_priors import code_numbers, quantized
 from inference.data import SOURCES, load_data
 from inference.devices import seed_all
+from inference.drawing import Sharpened
 from inference.elbo import ESTIMATORS
 from inference.em.run import fit_em_in
 from inference.evaluation import evaluate
@@ -24,7 +26,9 @@ from inference.runs import (
     build_for,
     load_config,
     load_run,
+    load_training_data,
     new_run,
+    open_codes,
     options_for,
     save_config,
 )
@@ -78,6 +82,10 @@ def settled(config: dict[str, Any]) -> dict[str, Any]:
     config = config | {"program": locate(config["program"])}
     if Path(config["data"]).exists():
         config["data"] = str(Path(config["data"]).resolve())
+    if config.get("codes") is not None:
+        config["codes"] = str(Path(config["codes"]).resolve())
+        codes = open_codes(config, device=config.get("device", "auto"))
+        config["fingerprint"] = quantized(codes).fingerprint()
     return config
 
 
@@ -97,8 +105,8 @@ def resume(out: Path, changes: dict[str, Any]) -> Numbers:
 def _fit(config: dict[str, Any], out: Path, *, resume: bool) -> object:
     """Train; what the method gives back."""
     seed_all(config.get("seed", 0))  # of the networks' first weights
-    data = load_data(**options_for(load_data, config))
-    program = build_for(config["program"], config["model"], data.info)
+    data, facts = load_training_data(config)
+    program = build_for(config["program"], config["model"] | facts, data.info)
     train_by = METHODS[config.get("method", "svi")]
     _check_taken(train_by, config)
     options = {
@@ -142,6 +150,7 @@ def evaluate_on(
         compile=compile,
     )
     numbers = {"split": split, "epoch": run.epoch} | result.to_dict()
+    numbers |= code_numbers(run.program, result.kl)
     path = run.folder / "evaluation.json"
     write_atomically(path, (to_json(numbers, indent=2) + "\n").encode())
     return numbers
@@ -184,6 +193,9 @@ def sample_run(
     device: str = "auto",
     data_root: str | None = None,
     seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    progress: bool | None = None,
     given: Mapping[str, str] | None = None,
 ) -> Numbers:
     """Draw from the prior predictive into a picture; of a program that completes, test images.
@@ -199,6 +211,9 @@ def sample_run(
         device: auto, cpu or cuda.
         data_root: folder of data files, if it is another than in training.
         seed: of the draws.
+        temperature: of autoregressive sites, above 0; below 1 keeps to what is likely.
+        top_k: values that every position of an autoregressive site is drawn from; all if left out.
+        progress: show a bar of the positions drawn; when left out, if somebody is looking.
         given: what the model is given, as texts by field.
     """
     opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
@@ -208,7 +223,10 @@ def sample_run(
     options = inspect.signature(sample_run).parameters
     inputs = model_inputs(given or {}, opened.program, opened.data.info, num, [*options][1:-1])
     inputs = to_complete(opened.program, opened.data.test, num, inputs) | (inputs or {})
-    drawn = report.sample(opened.program, num, draw=draw, given=inputs, seed=seed)
+    sharpened = Sharpened(temperature, top_k, progress)
+    drawn = report.sample(
+        opened.program, num, draw=draw, given=inputs, seed=seed, sharpened=sharpened
+    )
     report.save_samples(path, opened, drawn)
     return {"samples": num, "file": str(path)}
 

@@ -49,7 +49,8 @@ class SiteDensities:
     discrete: bool
     """Whether every observed site is over a discrete support, so that its density is a mass."""
     exact: bool = False
-    """Whether nothing was drawn: every latent is summed out, and all particles are the same."""
+    """Whether nothing was drawn: nothing is latent, or every latent is summed out; all particles
+    are the same."""
 
     @property
     def distortion(self) -> Tensor:
@@ -188,6 +189,7 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
     for name, site in sample_sites(traces.guide):
         out.posterior[name] = _reduce(site, plate, num_particles)
     _check_complete(out)
+    out.exact |= not out.kl
     out.guide_means.update(_guide_means(traces, plate, num_particles))
     out.states.update(_states(traces, plate))
     return out

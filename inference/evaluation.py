@@ -31,6 +31,7 @@ POINT = (
     "The guide is a point: elbo is log p(x, z) there (without what the program masks), no bound on "
     "log p(x)."
 )
+EXACT = "Nothing is latent: elbo is log p(x) itself, exactly, and no bound."
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Evaluation:
     deterministic_guide: bool
     """The guide is a point: ``elbo`` is then log p(x, z) there, and no bound on log p(x)."""
     note: str | None = None
-    """What ``elbo`` is, where it is no bound."""
+    """What ``elbo`` is, where it is no bound on log p(x)."""
 
     def __str__(self) -> str:
         rows = {k: v for k, v in self.to_dict().items() if v is not None and v is not False}
@@ -297,7 +298,7 @@ class _Totals:
             num_data=n,
             num_particles=k,
             deterministic_guide=deterministic,
-            note=POINT if deterministic else None,
+            note=POINT if deterministic else None if kl else EXACT,
         )
 
     def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:

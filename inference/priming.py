@@ -25,12 +25,16 @@ from ppl_models.program import Batch, Program
 
 
 def check_fields_named(program: Program, split: Split) -> None:
-    """Refuse data that lack a field which the program names.
+    """Refuse data that lack a field which the program names and needs.
 
     Raises:
         ProgramError: with the program's fields and the data's.
     """
-    lacking = [name for name in program.fields if name not in split.fields]
+    lacking = [
+        name
+        for name in program.fields
+        if name not in split.fields and name not in program.optional_fields
+    ]
     if lacking:
         raise ProgramError(
             f"{program.name} names the field(s) {', '.join(map(repr, lacking))}, which the data "
@@ -234,6 +238,12 @@ def pixel_hint(text: str) -> str:
         return (
             " It takes grey levels k / (levels - 1) in [0, 1], which dequantized data are not; "
             "levels are 256 if the data do not say (from_tensors(..., levels=16) says so)."
+        )
+    if "AutoregressiveGrid" in text:
+        return (
+            " An autoregressive model takes the levels k / (num_values - 1) of images, or the "
+            "integers below num_values: binarize images for two values (--binarize dynamic, static "
+            "or threshold), or give as many as the data have (--model.num_values)."
         )
     if "Bernoulli" not in text:
         return ""

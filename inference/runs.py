@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from inference.checkpoint import load_checkpoint, load_parameters, write_atomically
+from inference.code_priors import check_fingerprint, code_data, coded, facts_of_codes
 from inference.data import DataInfo, DataSet, load_data
 from inference.devices import dtype_of, isolated_rng, make_fabric
 from inference.priming import prime
@@ -26,6 +27,7 @@ from inference.signals import TrainingInterrupted
 from ppl_models.catalog import build, resolve, source_file
 from ppl_models.errors import PplError, ProgramError
 from ppl_models.program import Program, as_program
+from ppl_models.vqvae_prior import with_prior
 
 CONFIG = "config.yaml"
 FROM_DATA = {"x_shape": "x_shape", "num_classes": "num_classes", "grey_levels": "levels"}
@@ -153,6 +155,11 @@ def options_for(function: Callable[..., Any], config: dict[str, Any]) -> dict[st
     return {k: v for k, v in config.items() if k in inspect.signature(function).parameters}
 
 
+def takes_codes(spec: str) -> bool:
+    """Whether a program is a prior over the codes of another's run, so is made with ``grids``."""
+    return "grids" in inspect.signature(resolve(spec)).parameters
+
+
 def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     """Construct a program for a data set.
 
@@ -165,11 +172,17 @@ def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
         info: of the data.
 
     Raises:
-        ProgramError: the constructor needs ``num_classes`` and the data have no labels.
+        ProgramError: the constructor needs ``num_classes`` and the data have no labels; or codes,
+            and there are none.
     """
+    if takes_codes(spec) and "grids" not in arguments:
+        raise ProgramError(
+            f"{spec} is a prior over the codes of a trained quantizer: ppl train {spec} --codes RUN"
+        )
     named = inspect.signature(resolve(spec)).parameters
     facts = {name: getattr(info, key) for name, key in FROM_DATA.items() if name in named}
-    if facts.get("num_classes", 0) is None:
+    needs_labels = "num_classes" in facts and named["num_classes"].default is not None
+    if needs_labels and facts["num_classes"] is None:
         raise ProgramError(f"{spec} needs labels (num_classes), and {info.name!r} has none")
     known = {name: fact for name, fact in facts.items() if fact is not None}
     return as_program(build(spec, **(known | arguments)))
@@ -200,6 +213,32 @@ class Run:
     epoch: int
 
 
+def open_codes(config: dict[str, Any], **options: Any) -> Run | None:
+    """The run of the quantizer that a prior's run is about; None: the run is no prior's.
+
+    Args:
+        config: of the prior's run.
+        **options: of :func:`load_run`.
+
+    Raises:
+        PplError: the quantizer's run is gone, or its codebook is another.
+    """
+    folder = config.get("codes")
+    if folder is None:
+        return None
+    run = load_run(folder, **options)
+    check_fingerprint(run.program, config.get("fingerprint"), folder)
+    return run
+
+
+def load_training_data(config: dict[str, Any]) -> tuple[DataSet, dict[str, Any]]:
+    """What a run is trained on, and what its program is made with beside its own options."""
+    base = open_codes(config, device=config.get("device", "auto"))
+    if base is None:
+        return load_data(**options_for(load_data, config)), {}
+    return code_data(base.program, base.data), facts_of_codes(base.program)
+
+
 def load_run(
     folder: str | Path,
     *,
@@ -216,7 +255,8 @@ def load_run(
         data_root: folder of data files, if it is another than in training.
 
     Returns:
-        The program in evaluation mode, and the data, both on the device.
+        The program in evaluation mode, and the data, both on the device. Of a prior's run it is
+        the quantizer's program with that prior, and the data are the images.
 
     Raises:
         PplError: no run, no such checkpoint, or one that does not fit.
@@ -227,18 +267,26 @@ def load_run(
     state = load_checkpoint(path)
     precision = config.get("precision", "32")
     fabric, dtype = make_fabric(device, precision), dtype_of(precision)
-    options = options_for(load_data, config)
-    if data_root is not None:
-        options["data_root"] = data_root
-    data = load_data(**options).map(lambda split: split.to(fabric.device, dtype))
+    base = open_codes(config, device=device, data_root=data_root)
+    arguments = config["model"] | ({} if base is None else facts_of_codes(base.program))
+    data = _data_of(config, data_root) if base is None else base.data
+    data = data.map(lambda split: split.to(fabric.device, dtype))
     _check_source(config["program"], folder)
-    program = build_for(config["program"], config["model"], data.info).to(fabric.device, dtype)
+    program = build_for(config["program"], arguments, data.info).to(fabric.device, dtype)
     with isolated_rng(0):
-        prime(program, next(iter(data.train.batches(8))), len(data.train))
+        batch = next(iter(data.train.batches(8)))
+        prime(program, batch if base is None else coded(base.program, batch), len(data.train))
     program.to(fabric.device, dtype)
     load_parameters(program, state, path)
+    if base is not None:
+        program = as_program(with_prior(base.program, program))
     program.eval()
     return Run(folder, config, program, data, state["position"]["epoch"])
+
+
+def _data_of(config: dict[str, Any], data_root: str | None) -> DataSet:
+    options = options_for(load_data, config)
+    return load_data(**(options if data_root is None else options | {"data_root": data_root}))
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Shapes: B data, S draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from inference.data.dataset import Split
 from inference.devices import isolated_rng
+from inference.drawing import Sharpened
 from inference.elbo.traces import run_traces, sample_sites
 from inference.sites import is_discrete, is_partial, known_mean
 from inference.summed_out import enumerates, posterior_draw
@@ -39,7 +41,13 @@ def _check(draw: str) -> None:
 
 @torch.no_grad()
 def sample(
-    program: object, num: int, *, draw: str = "mean", given: Batch | None = None, seed: int = 0
+    program: object,
+    num: int,
+    *,
+    draw: str = "mean",
+    given: Batch | None = None,
+    seed: int = 0,
+    sharpened: Sharpened | None = None,
 ) -> dict[str, Tensor]:
     """Draw from the prior predictive.
 
@@ -49,16 +57,18 @@ def sample(
         draw: at each field's site, ``mean`` of p(x | z) (the usual picture) or a ``sample``.
         given: fields to hold fixed, (S, ...); images of which a part is seen are completed.
         seed: of the draws; the global random state is left as it was.
+        sharpened: temperature and top_k of autoregressive sites.
 
     Returns:
         Every sample site by name, (S, ...): latents as drawn, fields of the data as asked.
 
     Raises:
-        ProgramError: the model takes no ``size``.
+        ProgramError: the model takes no ``size``, or has no site for ``sharpened`` to change.
     """
     _check(draw)
     program = as_program(program)
-    with evaluation_mode(program), isolated_rng(seed), program.scope():
+    around: AbstractContextManager[Any] = sharpened if sharpened is not None else nullcontext()
+    with evaluation_mode(program), isolated_rng(seed), program.scope(), around:
         trace = _completed(poutine.trace(program.draw_prior).get_trace(num, given))
     return {
         name: _value(site, draw if name in program.fields else "sample")

@@ -79,10 +79,25 @@ CATALOG: dict[str, Entry] = {
         "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
         "Jang, Gu & Poole 2017, arXiv:1611.01144",
     ),
+    "vqvae_prior": Entry(
+        "ppl_models.vqvae_prior:vqvae_prior",
+        "autoregressive prior over the codes of a trained VQ-VAE: --codes RUN",
+        "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",
         "Dempster, Laird & Rubin 1977",
+    ),
+    "pixelcnn": Entry(
+        "ppl_models.autoregressive:PixelCNN",
+        "gated PixelCNN over images or grids of integers; its likelihood is exact",
+        "van den Oord et al. 2016, arXiv:1606.05328",
+    ),
+    "code_transformer": Entry(
+        "ppl_models.autoregressive:CodeTransformer",
+        "causal Transformer over images or grids of integers; its likelihood is exact",
+        "Chen et al. 2020",
     ),
 }
 

@@ -112,6 +112,12 @@ class Program(nn.Module):
         return tuple(dict.fromkeys(both))
 
     @property
+    def optional_fields(self) -> frozenset[str]:
+        """Fields that data may lack: the guide names them with the default None."""
+        guide = self._guide_signature
+        return frozenset(guide.fields) - frozenset(guide.required)
+
+    @property
     def options(self) -> frozenset[str]:
         """Keyword-only options of model and guide."""
         return self._model_signature.options | self._guide_signature.options

@@ -46,7 +46,7 @@ def step_of(
     traces = prime(program, batch, batch_size(batch))
     choose_vectorization(estimator, program, batch, traces, batch_size(batch))
     estimator.prepare(traces)
-    estimator.state.to(batch["x"].device)
+    estimator.state.to(next(iter(batch.values())).device)
     handlers = [KLWarmup(0) if kl_warmup is None else kl_warmup, *handlers]
     optimizer = make_optimizer(trained(program, estimator))
     fabric = make_fabric(device)

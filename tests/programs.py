@@ -10,6 +10,9 @@ import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
+from inference import load_data
+from inference.runs import build_for
+from ppl_models import Program
 from ppl_models.vae import VAE
 
 
@@ -26,6 +29,17 @@ def images_for(likelihood: str, size: int) -> Tensor:
     """Images that the likelihood of this name can give: bits, or bytes."""
     x = tiny_images(size, binary=likelihood == "bernoulli")
     return (x * 255).round() / 255
+
+
+def of_the_catalog(name: str) -> tuple[Program, dict[str, Tensor]]:
+    """A program of the catalog as it is made, and a few data for it: digits, or codes."""
+    if name == "vqvae_prior":
+        codes = {"grids": {"codes": (3, 4)}, "num_codes": 8}
+        program = build_for(name, codes, load_data("digits").info)
+        return program, {"codes": torch.arange(6 * 12).reshape(6, 3, 4) % 8}
+    bits = "threshold" if name == "cvae_completion" else "none"
+    data = load_data("digits", binarize=bits)
+    return build_for(name, {}, data.info), next(iter(data.train.batches(6)))
 
 
 class GaussianToy(nn.Module):

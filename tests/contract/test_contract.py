@@ -14,15 +14,14 @@ from programs import (
     GlobalMean,
     LinearVAE,
     images_for,
+    of_the_catalog,
     tiny_images,
     tiny_vae,
 )
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
-from inference import load_data
 from inference.contract import CHECKS
-from inference.runs import build_for
 from inference.testing import check_program
 from ppl_models import CATALOG, Program, ProgramError
 from ppl_models.latent_priors import LATENT_PRIORS, MIXED
@@ -35,10 +34,7 @@ X = torch.randn(6)
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_the_catalog_keeps_it(name):
-    bits = "threshold" if name == "cvae_completion" else "none"
-    data = load_data("digits", binarize=bits)
-    program = build_for(name, {}, data.info)
-    results = check_program(program, next(iter(data.train.batches(6))))
+    results = check_program(*of_the_catalog(name))
     assert [r.name for r in results] == ["runs", *CHECKS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import pytest
@@ -44,7 +45,7 @@ def write(tmp_path):
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_name_of_the_catalog_resolves_to_a_documented_program(name):
     constructor = resolve(name)
-    assert hasattr(constructor, "model")
+    assert hasattr(constructor, "model") or inspect.isfunction(constructor)
     assert constructor.__doc__
     assert CATALOG[name].summary
     assert CATALOG[name].reference

@@ -5,14 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from compiled_helpers import batch_of, outcome, step_of, traced
-from programs import BernoulliToy, EnumeratedMixture, LinearVAE, images_for, tiny_images, tiny_vae
+from programs import (
+    BernoulliToy,
+    EnumeratedMixture,
+    LinearVAE,
+    images_for,
+    of_the_catalog,
+    tiny_images,
+    tiny_vae,
+)
 from unit.test_compiled import Normed
 from unit.test_fit_estimators import DISCRETE, TinyBits
 
-from inference import ESTIMATORS, load_data
+from inference import ESTIMATORS
 from inference.elbo import make_estimator
 from inference.graphs import compile_graph
-from inference.runs import build_for
 from ppl_models import CATALOG
 from ppl_models.likelihoods import LIKELIHOODS
 from ppl_models.vae import VAE
@@ -57,10 +64,7 @@ def test_every_estimator(name, dtype):
 @in_both_precisions
 @pytest.mark.parametrize("name", CATALOG)
 def test_every_program_of_the_catalog(name, dtype):
-    bits = "threshold" if name == "cvae_completion" else "none"
-    data = load_data("digits", binarize=bits)
-    program = build_for(name, {}, data.info)
-    batch = next(iter(data.train.batches(6)))
+    program, batch = of_the_catalog(name)
     agreement(
         program, make_estimator("enumerate" if name == "gmm" else "analytic_kl"), batch, dtype
     )
