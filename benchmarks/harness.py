@@ -106,7 +106,7 @@ class Kept:
                 )
             self.record = found
 
-    def value(self, name: str, measure: Callable[[], float]) -> float:
+    def value(self, name: str, measure: Callable[[], Any]) -> Any:
         """The number of that name; measured if it is not there."""
         rows = self.record["rows"]
         if name not in rows:

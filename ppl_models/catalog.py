@@ -79,6 +79,11 @@ CATALOG: dict[str, Entry] = {
         "autoregressive prior over the codes of a trained VQ-VAE: --codes RUN",
         "van den Oord et al. 2017, arXiv:1711.00937",
     ),
+    "categorical_vae": Entry(
+        "ppl_models.categorical_vae:CategoricalVAE",
+        "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
+        "Jang, Gu & Poole 2017, arXiv:1611.01144",
+    ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",
         "mixture of Gaussians, its component summed out",

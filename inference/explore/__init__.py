@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from inference.explore.codebook import codebook
 from inference.explore.components import disentangling, posterior
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
 from inference.explore.result import Explorable, Exploration
@@ -23,6 +24,7 @@ KINDS: dict[str, Callable[..., Exploration]] = {
     "classes": classes,
     "disentanglement": disentangling,
     "posterior": posterior,
+    "codebook": codebook,
 }
 """What ``--kind`` names."""
 

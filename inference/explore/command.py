@@ -43,8 +43,8 @@ def explore_run(
     component at a time), attribute (a property added), analogy (a : b = c : ?), resynthesis
     (images from outside), nearest (training images nearest to samples), classes (label fixed,
     latent fixed), disentanglement (traversals and MIG, DCI, SAP, of data with known factors),
-    posterior (codes of all data against the prior). An option that a kind has no use for is
-    refused.
+    posterior (codes of all data against the prior), codebook (each code's picture and its use).
+    An option that a kind has no use for is refused.
 
     Args:
         run: folder of the run.

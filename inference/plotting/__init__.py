@@ -1,5 +1,6 @@
 """Pictures: arrays in, a matplotlib ``Figure`` out."""
 
+from inference.plotting.codebook import codebook_figure
 from inference.plotting.curves import learning_curves, mode_search, rate_distortion
 from inference.plotting.disentanglement import traversals_with_information
 from inference.plotting.estimators import (
@@ -20,6 +21,7 @@ from inference.plotting.mixtures import component_means, mixture_contours_2d, mi
 
 __all__ = [
     "animated",
+    "codebook_figure",
     "component_means",
     "cost_frontier",
     "estimator_bias",
