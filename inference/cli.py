@@ -46,10 +46,11 @@ USAGE = """usage: ppl COMMAND ...
   ppl list                                    models, data sets, estimators
   ppl train MODEL --data DATA [--out RUN]     train, evaluate, draw; --help tells the options
   ppl train --resume RUN                      go on with a run
+  ppl train vqvae_prior --codes RUN           a prior over the codes of a quantizer's run
   ppl sweep MODEL --model.beta 0.5,1,2 ...    a run a value of an option; rate against distortion
   ppl evaluate RUN --num_particles 1000       ELBO, IWAE bound, active units, ...
   ppl sample RUN --num 64 --out FILE.png      draw from the prior predictive
-  ppl sample RUN --y 3                        of a class that is asked for
+  ppl sample RUN --y 3 --temperature 0.9      of a class; autoregressive sites sharpened
   ppl reconstruct RUN                         data beside their reconstructions
   ppl explore RUN --kind interpolation        walk through the latent space; --help tells the kinds
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves

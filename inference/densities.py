@@ -49,8 +49,8 @@ class SiteDensities:
     discrete: bool
     """Whether every observed site is over a discrete support, so that its density is a mass."""
     exact: bool = False
-    """Whether nothing was drawn: nothing is latent, or every latent is summed out; all particles
-    are the same."""
+    """Whether nothing was drawn, and all particles are the same: nothing is latent, every latent is
+    summed out, or the guide says with certainty what a discrete one is."""
 
     @property
     def distortion(self) -> Tensor:
@@ -164,6 +164,7 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
     plate = data_plate(traces.model, rows)
     expected: dict[str, Tensor] = {}
     out = SiteDensities({}, {}, {}, {}, {}, {}, dims=0, discrete=True)
+    out.exact = _is_certain(traces)
     if is_summed_out(traces.model):
         summed = SummedOut(traces.model, plate, rows)
         expected = summed.expected
@@ -193,6 +194,17 @@ def densities_of(traces: Traces, rows: int, num_particles: int = 1) -> SiteDensi
     out.guide_means.update(_guide_means(traces, plate, num_particles))
     out.states.update(_states(traces, plate))
     return out
+
+
+def _is_certain(traces: Traces) -> bool:
+    """Whether the guide is a point at discrete latents, and at what is a function of them."""
+    latents = [(name, site["fn"]) for name, site in sample_sites(traces.guide)]
+    return bool(latents) and all(
+        is_point(fn)
+        and name in traces.model.nodes
+        and (is_point(prior := traces.model.nodes[name]["fn"]) or is_discrete(prior))
+        for name, fn in latents
+    )
 
 
 def _states(traces: Traces, plate: tuple[str, int]) -> Iterator[tuple[str, Tensor]]:

@@ -50,6 +50,7 @@ class Sharpened(Messenger):
         msg["fn"] = fn.sharpened(self.temperature, self.top_k, bar.update)
 
     def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)  # first: a handler that is left by an error stays in no stack
         for bar in self.bars:
             bar.close()
         asked = self.temperature != 1 or self.top_k is not None
@@ -58,4 +59,3 @@ class Sharpened(Messenger):
                 "temperature and top_k are of autoregressive sites, and this program draws none; "
                 "leave them out"
             )
-        super().__exit__(*exception)

@@ -52,7 +52,7 @@ class GridPrior(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: GatedPixelCNN | CausalTransformer,
         event_shape: Sequence[int],
         *,
         grey: bool = False,
@@ -87,7 +87,9 @@ class GridPrior(nn.Module):
             return AutoregressiveGrid(self.network, self.event_shape, grey=self.grey)
         if self.num_classes and y is None:
             raise ProgramError("a class-conditional prior needs labels y (B,)")
-        labels = one_hot(y, self.num_classes, self.class_weights) if self.num_classes else None
+        labels = None
+        if self.num_classes and y is not None:
+            labels = one_hot(y, self.num_classes, self.class_weights)
         context = self.context(self.event_shape[-2:], labels, coarse)
         return AutoregressiveGrid(self.network, self.event_shape, context, grey=self.grey)
 

@@ -74,15 +74,15 @@ CATALOG: dict[str, Entry] = {
         "two grids of codes, the lower given the upper",
         "Razavi et al. 2019, arXiv:1906.00446",
     ),
-    "categorical_vae": Entry(
-        "ppl_models.categorical_vae:CategoricalVAE",
-        "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
-        "Jang, Gu & Poole 2017, arXiv:1611.01144",
-    ),
     "vqvae_prior": Entry(
         "ppl_models.vqvae_prior:vqvae_prior",
         "autoregressive prior over the codes of a trained VQ-VAE: --codes RUN",
         "van den Oord et al. 2017, arXiv:1711.00937",
+    ),
+    "categorical_vae": Entry(
+        "ppl_models.categorical_vae:CategoricalVAE",
+        "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",
+        "Jang, Gu & Poole 2017, arXiv:1611.01144",
     ),
     "gmm": Entry(
         "ppl_models.gmm:GaussianMixture",

@@ -177,7 +177,9 @@ def vqvae_prior(
         grid = (grids[site][0], grids[site][1])
         features = channels if classes or coarse_values else 0
         if network == "pixelcnn":
-            net: nn.Module = GatedPixelCNN(num_codes, channels, num_layers, kernel_size, features)
+            net: GatedPixelCNN | CausalTransformer = GatedPixelCNN(
+                num_codes, channels, num_layers, kernel_size, features
+            )
         elif network == "transformer":
             net = CausalTransformer(
                 num_codes, grid, channels, num_layers, num_heads, dropout, features
@@ -256,7 +258,7 @@ def with_prior(program: object, prior: object) -> WithPrior:
         )
     module = getattr(owner, "prior", None)
     ours, theirs = _codes_of(module), _codes_wanted(quantized)
-    if ours != theirs:
+    if ours != theirs or not isinstance(module, GridPrior | TwoLevels):
         raise ProgramError(
             f"the prior is over {_shown(ours)}, but {type(quantized).__name__} has "
             f"{_shown(theirs)}; make it by vqvae_prior(program.grids, program.num_codes)"
@@ -276,7 +278,7 @@ def _codes_of(prior: object) -> Codes:
     if isinstance(prior, TwoLevels):
         return _codes_of(prior.of_top) + _codes_of(prior.of_bottom)
     if isinstance(prior, GridPrior):
-        return [(prior.event_shape, prior.network.num_values)]  # type: ignore[list-item]
+        return [(prior.event_shape, prior.network.num_values)]
     return []
 
 

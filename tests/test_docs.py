@@ -162,6 +162,20 @@ def test_the_pages_of_the_vae_family_run(name, capsys):
     assert ("MMD²" in printed) == (name == "autoencoder")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pixelcnn", "vqvae_prior"])
+def test_the_pages_of_autoregressive_models_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / f"{name}.md"
+    names: dict = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page.name, "exec"), names)
+    assert names["images"].shape == (8, 1, 8, 8)
+    for words in commands(page) if name == "vqvae_prior" else []:
+        assert main(words) == 0, words
+    assert (tmp_path / "drawn.png").is_file() == (name == "vqvae_prior")
+
+
 def test_makefile_commands_of_the_readme_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)

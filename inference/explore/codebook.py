@@ -23,8 +23,8 @@ from inference.weights import evaluation_mode
 from ppl_models.errors import PplError, UnknownNameError
 from ppl_models.program import Program
 
-SURROUNDINGS = 2
-"""Side of a code's picture, in places of the grid."""
+SURROUNDINGS = 3
+"""Side of a code's picture, in places of the grid; its own is the middle."""
 
 
 def codebook(
@@ -48,10 +48,12 @@ def codebook(
     dead = int((found.counts == 0).sum())
     size = len(found.counts)
     title = (
-        f"{run.program.name} on {run.data.info.name}: {size} codes of {name}, perplexity "
-        f"{perplexity:.1f}, {dead or 'none'} unused"
+        f"{run.program.name} on {run.data.info.name}, site {name}: {size} codes, perplexity "
+        f"{perplexity:.1f}, {dead or 'none'} unused\n"
+        "the mean of the image around the places of each code (framed: the place itself)"
     )
-    figure = codebook_figure(pictures(found.means()), found.counts.cpu().double().numpy(), title)
+    use = found.counts.cpu().double().numpy()
+    figure = codebook_figure(pictures(found.means()), use, title, 1 / SURROUNDINGS)
     numbers = {"site": name, "codes": size, "perplexity": perplexity, "dead_codes": dead}
     return Exploration(figure, numbers=numbers | {"data": len(part)})
 

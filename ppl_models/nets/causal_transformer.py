@@ -63,11 +63,12 @@ class CausalTransformer(nn.Module):
         self.rows = nn.Parameter(0.02 * torch.randn(grid[0], 1, dim))
         self.columns = nn.Parameter(0.02 * torch.randn(grid[1], dim))
         self.context = nn.Linear(context_dim, dim) if context_dim else None
-        self.blocks = nn.ModuleList(Block(dim, num_heads, dropout) for _ in range(num_layers))
+        blocks = [Block(dim, num_heads, dropout) for _ in range(num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_values)
         nn.init.normal_(self.embedding.weight, std=0.02)
-        for block in self.blocks:  # the stream's variance is that of its start, however deep
+        for block in blocks:  # the stream's variance is that of its start, however deep
             for last in (block.out, block.second):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * num_layers))
                 nn.init.zeros_(last.bias)
@@ -153,10 +154,11 @@ class TransformerSampler:
     ) -> None:
         self.network = network
         self.places = network.places(context)
+        self.blocks = [block for block in network.blocks if isinstance(block, Block)]
         length, dim = self.places.shape[-2:]
-        shape = (2, batch, network.blocks[0].num_heads, length, -1)
         self.kept = [
-            self.places.new_zeros(2, batch, length, dim).reshape(shape) for _ in network.blocks
+            self.places.new_zeros(2, batch, heads, length, dim // heads)
+            for heads in (block.num_heads for block in self.blocks)
         ]
         self.before = network.start.expand(batch, -1)
         self.position = 0
@@ -165,7 +167,7 @@ class TransformerSampler:
         """Of the next position, (B, V)."""
         here = self.position
         stream = (self.before + self.places[..., here, :]).unsqueeze(1)  # (B, 1, D)
-        for block, kept in zip(self.network.blocks, self.kept, strict=True):
+        for block, kept in zip(self.blocks, self.kept, strict=True):
             query, key, value = block.heads(stream)
             kept[0, :, :, here], kept[1, :, :, here] = key[:, :, 0], value[:, :, 0]
             keys, values = kept[:, :, :, : here + 1]

@@ -66,20 +66,20 @@ class GatedPixelCNN(nn.Module):
             for (a, b), kernel in zip(pairwise(widths), kernels, strict=True)
         )
         hidden = head_channels or 2 * channels
-        self.head = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, num_values, 1)
-        )
+        self.hidden = nn.Conv2d(channels, hidden, 1)
+        self.head = nn.Conv2d(hidden, num_values, 1)
 
     def forward(self, codes: Tensor, context: Tensor | None = None) -> Tensor:
         """Logits (B, h, w, V) of integers (B, h, w), given a context (B, F, h or 1, w or 1)."""
         features = self.embedding(codes).permute(0, 3, 1, 2)  # (B, C, h, w)
         vertical = F.pad(features, (0, 0, 1, -1))
         horizontal = F.pad(features, (1, -1, 0, 0))
-        skips = 0
+        skips = torch.zeros((), device=features.device)
         for layer in self.layers:
             vertical, horizontal, skip = layer(vertical, horizontal, context)
             skips = skips + skip
-        return self.head(skips).permute(0, 2, 3, 1)
+        outputs = self.head(F.relu(self.hidden(F.relu(skips))))
+        return outputs.permute(0, 2, 3, 1)
 
     def sampler(
         self, batch: int, grid: tuple[int, int], context: Tensor | None = None
@@ -155,9 +155,12 @@ class PixelCNNSampler:
         self.network = network
         self.width = grid[1]
         like = network.embedding.weight
-        self.layers = [_LayerCache(layer, batch, grid, like, context) for layer in network.layers]
-        last, first = network.head[3], network.head[1]
-        self.head = [(first.weight.flatten(1), first.bias), (last.weight.flatten(1), last.bias)]
+        self.layers = [
+            _LayerCache(layer, batch, grid, like, context)
+            for layer in network.layers
+            if isinstance(layer, GatedLayer)
+        ]
+        self.head = [(conv.weight.flatten(1), conv.bias) for conv in (network.hidden, network.head)]
         self.row, self.column = 0, 0
         self.above = like.new_zeros(batch, like.shape[1], 1, self.width)
         """Embeddings of the row above, (B, C, 1, w)."""
@@ -172,13 +175,14 @@ class PixelCNNSampler:
             row = self.above
             for layer in self.layers:
                 row = layer.begin_row(row, self.row)
-        pixel, skips = self.before, None
+        pixel, skips = self.before, []
         for layer in self.layers:
             pixel, skip = layer.pixel(pixel, self.column)
-            skips = skip if skips is None else skips + skip
+            skips.append(skip)
+        outputs = torch.stack(skips).sum(0)
         for weight, bias in self.head:
-            skips = F.linear(torch.relu(skips), weight, bias)
-        return skips
+            outputs = F.linear(F.relu(outputs), weight, bias)
+        return outputs
 
     def take(self, values: Tensor) -> None:
         """The integers (B,) at that position."""
@@ -207,7 +211,7 @@ class _LayerCache:
         self.rows = like.new_zeros(batch, inputs, reach, grid[1])
         self.weight = layer.horizontal.weight.squeeze(2).transpose(1, 2).flatten(1)  # column first
         self.out = (layer.out.weight.flatten(1), layer.out.bias)
-        self.context = None
+        self.context: tuple[Tensor, ...] | None = None
         if layer.context is not None:
             self.context = layer.context(context).expand(-1, -1, *grid).chunk(2, dim=1)
 
@@ -219,7 +223,7 @@ class _LayerCache:
         if self.context is not None:
             above = above + self.context[0][:, :, index : index + 1]
         rows = gate(above, dim=1)
-        given = layer.link(rows) + layer.horizontal.bias[:, None, None]
+        given = F.conv2d(rows, layer.link.weight, layer.horizontal.bias)
         if self.context is not None:
             given = given + self.context[1][:, :, index : index + 1]
         self.given = given.squeeze(2).permute(2, 0, 1).contiguous()  # (w, B, 2C)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from compiled_helpers import step_of
 from programs import tiny_images, tiny_vae
+from pyro.poutine.runtime import _PYRO_STACK
 
 from inference import evaluate, fit, from_tensors, load_data
 from inference.compiled import CompiledStep
@@ -130,6 +131,7 @@ def test_a_bar_goes_over_the_positions(capsys):
 def test_temperature_without_an_autoregressive_site_is_refused():
     with pytest.raises(PplError, match="of autoregressive sites, and this program draws none"):
         sample(tiny_vae(), 2, sharpened=Sharpened(0.5))
+    assert _PYRO_STACK == []
     with pytest.raises(PplError, match="temperature must be positive"):
         sample(small(PixelCNN), 2, sharpened=Sharpened(0.0))
 

@@ -27,9 +27,11 @@ from inference.explore.choice import (
     some_places,
     with_and_without,
 )
+from inference.explore.codebook import surroundings
 from inference.explore.command import explore_run
 from inference.plotting import (
     animated,
+    codebook_figure,
     labelled_grid,
     labelled_grids,
     posterior_against_prior,
@@ -147,7 +149,7 @@ def test_a_walk_from_label_to_label_or_under_one(conditional):
     assert not np.allclose(changed.frames[0], held.frames[0])
 
 
-NOTHING_TO_WALK = {"gmm", "pixelcnn", "code_transformer", "vqvae_prior"}
+NOTHING_TO_WALK = {"gmm", "categorical_vae", "pixelcnn", "code_transformer", "vqvae_prior"}
 
 
 @pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK))
@@ -176,9 +178,12 @@ def test_a_completing_program_is_shown_images_in_every_kind(tmp_path):
         np.testing.assert_array_equal(corner[4:, :4], first[0, 0, 4:, :4])
 
 
-def test_a_mixture_says_why_it_cannot():
+@pytest.mark.parametrize(
+    ("name", "options"), [("gmm", {"num_components": 2}), ("categorical_vae", {})]
+)
+def test_a_program_of_discrete_latents_says_why_it_cannot(name, options):
     data = load_data("digits")
-    program = build_for("gmm", {"num_components": 2}, data.info)
+    program = build_for(name, options, data.info)
     with pytest.raises(PplError, match=r"not real-valued.*reconstructions"):
         explore(SimpleNamespace(program=program, data=data), "interpolation")
 
@@ -397,3 +402,55 @@ def test_an_animation_goes_there_and_back(channels):
             gif.seek(frame)
             greys.append(np.asarray(gif.convert("L"))[30, 30])
     assert greys == pytest.approx([0, 128, 255, 128], abs=2)
+
+
+CODED = ("vqvae", "--model.num_codes", "6", "--model.hidden_channels", "8", "--model.grid", "[4,4]")
+
+
+def test_a_codebook_is_drawn_with_the_use_of_its_codes(tmp_path, capsys):
+    """Counts and pictures against those by hand, over the whole split."""
+    folder = train(tmp_path / "run", *CODED)
+    capsys.readouterr()
+    assert main(["explore", str(folder), "--kind", "codebook", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    run = load_run(folder)
+    batch = next(iter(run.data.test.batches(len(run.data.test))))
+    codes = run.program.owner.encode_codes(batch["x"])["codes"]
+    counts = codes.flatten().bincount(minlength=6).double()
+    share = counts[counts > 0] / counts.sum()
+    assert numbers["perplexity"] == pytest.approx(float((-(share * share.log()).sum()).exp()))
+    assert numbers["dead_codes"] == int((counts == 0).sum())
+    assert (numbers["site"], numbers["data"]) == ("codes", len(batch["x"]))
+    figure = explore(run, "codebook", site="codes").figure
+    captions = [text.get_text() for text in figure.axes[0].texts]
+    most = int(counts.argmax())
+    assert captions[0] == f"{most}: {100 * float(counts[most] / counts.sum()):.3g} %"
+    assert len(captions) == 6
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    assert heights[0] == pytest.approx(float(counts.max() / counts.mean()))
+    with pytest.raises(UnknownNameError, match="grid of codes 'code'"):
+        explore(run, "codebook", site="code")
+
+
+def test_the_surroundings_of_places():
+    """Each place's own 2 × 2 pixels in the middle of 6 × 6; outside, the edge goes on."""
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    around = surroundings(x, torch.Size((4, 4)))
+    assert around.shape == (1, 4, 4, 1, 6, 6)
+    assert torch.equal(around[0, 1, 2, 0, 2:4, 2:4], x[0, 0, 2:4, 4:6])
+    assert torch.equal(around[0, 1, 2, 0], x[0, 0, 0:6, 2:8])
+    assert around[0, 0, 0, 0, 0].tolist() == [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]
+
+
+def test_unused_codes_are_crossed_out():
+    figure = codebook_figure(np.zeros((300, 1, 2, 2)), np.r_[np.arange(299.0, 0, -1), 0.0])
+    assert len(figure.axes[0].texts) == 256  # the most used
+    figure = codebook_figure(np.zeros((3, 3, 4, 4)), np.array([0.0, 5.0, 0.0]))
+    assert [t.get_text() for t in figure.axes[0].texts] == ["1: 100 %", "0: unused", "2: unused"]
+    assert len(figure.axes[0].lines) == 2
+    assert "2 unused" in [t.get_text() for t in figure.axes[1].texts]
+
+
+def test_a_program_without_codes_has_no_codebook(run):
+    with pytest.raises(PplError, match="no grid of codes: no latent whose values are integers"):
+        explore(load_run(run), "codebook")
