@@ -27,7 +27,10 @@ ARGUMENTS = {
     "why_blurry.py": ["--data", "digits", "--epochs", "1"],
 }
 """Arguments that make each script short."""
-PARAMETERS = {"compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)"}
+PARAMETERS = {
+    "compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)",
+    "discrete_latents.ipynb": "EPOCHS = 1",
+}
 """What takes the place of each notebook's cell that is tagged ``parameters``."""
 
 

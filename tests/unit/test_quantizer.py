@@ -260,3 +260,22 @@ def test_two_processes_keep_one_codebook(restart_below):
         for step in range(8):
             book(torch.cat([features(seed=10 * step), features(seed=10 * step + 1)]))
         torch.testing.assert_close(book.vectors, torch.tensor(states[0]["vectors"]).double())
+
+
+@pytest.mark.filterwarnings("ignore")  # of its own imports
+def test_running_averages_are_those_of_vector_quantize_pytorch():
+    """Of the extra ``benchmarks``; it computes in float32, and takes the codes before the step."""
+    peers = pytest.importorskip("vector_quantize_pytorch")
+    book = codebook(decay=0.9).float().train()
+    theirs = peers.VectorQuantize(dim=3, codebook_size=5, decay=0.9, eps=1e-5).train()
+    inner = theirs._codebook
+    inner.embed.copy_(book.vectors[None])
+    inner.embed_avg.copy_(book.sums[None])
+    for step in range(8):
+        given = features(seed=step).float()
+        before = book.vectors.clone()
+        book(given)
+        _, codes, _ = theirs(rows_of(given)[None])
+        assert torch.equal(codes[0], torch.cdist(rows_of(given), before).argmin(-1))
+        torch.testing.assert_close(book.counts, inner.cluster_size[0])
+        torch.testing.assert_close(book.vectors, inner.embed[0])
