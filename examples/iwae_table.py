@@ -9,9 +9,9 @@ importance samples. The paper (pixels drawn anew in every batch): 86.76 nats for
     python examples/iwae_table.py --device cuda --compile                # the whole table
     python examples/iwae_table.py --rows vae --short                     # 100 epochs, two cores
 
-The short form trains on the fixed binarization (binarized_mnist), batches of 100, a learning rate
-of 4e-3 that falls along a cosine. A run that is stopped goes on where it was when the command is
-given again.
+The short form trains on the fixed binarization (binarized_mnist) for 100 epochs, batches of 20, a
+learning rate of 1e-3 that falls along a cosine. A run that is stopped goes on where it was when the
+command is given again.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def train(row: str, data: DataSet, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def short_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Of two minutes to an hour."""
+    """Of ten minutes for a row of one particle, compiled, on one core."""
     return {
         "epochs": args.epochs or 100,
-        "batch_size": 100,
-        "learning_rate": 4e-3,
+        "batch_size": 20,
+        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-4),
         "lr_schedule": "cosine",
         "keep": "best",
     }
