@@ -1,5 +1,6 @@
-# make demo    train the VAE on embedded digits and draw what it learned
-# make test    lint, types and tests
+# make demo        train the VAE on embedded digits and draw what it learned
+# make test        lint, types and tests, but the slow ones
+# make test-slow   those
 # PYTHON=python3.12 chooses the interpreter (3.11, 3.12 or 3.13), VENV= the environment's folder.
 
 PYTHON ?= python3
@@ -8,8 +9,9 @@ BIN := $(VENV)/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 RUN ?= runs/demo
 PYTEST_ARGS ?=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ppl train vae --data mnist5k --binarize dynamic --model.likelihood bernoulli \
@@ -19,7 +21,10 @@ demo: $(VENV)/.installed
 	@echo "Pictures and numbers are in $(RUN); open $(RUN)/report.html"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-test
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
