@@ -8,7 +8,6 @@ from pyro.poutine.messenger import Messenger
 from tqdm.auto import tqdm
 
 from inference.progress import watched
-from ppl_models.distributions.autoregressive import check_sharpness
 from ppl_models.errors import PplError
 
 
@@ -19,9 +18,6 @@ class Sharpened(Messenger):
         temperature: T > 0 of every position.
         top_k: values that a position is drawn from, or None for all.
         progress: show a bar of the positions; when left out, if somebody is looking.
-
-    Raises:
-        PplError: no temperature or no number of values.
 
     Example:
         >>> from inference.drawing import Sharpened
@@ -36,7 +32,6 @@ class Sharpened(Messenger):
         self, temperature: float = 1.0, top_k: int | None = None, progress: bool | None = None
     ) -> None:
         super().__init__()
-        check_sharpness(temperature, top_k)
         self.temperature = temperature
         self.top_k = top_k
         self.shown = watched() if progress is None else progress

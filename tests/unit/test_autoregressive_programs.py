@@ -179,8 +179,3 @@ def test_a_refusal_within_a_trace_is_told_without_pyros_table():
         poutine.trace(program.model).get_trace(y=torch.tensor([0]))
     assert "Trace Shapes" in str(caught.value)
     assert without_shapes(str(caught.value)).endswith("(--model.class_conditional true)")
-
-
-def test_a_temperature_is_looked_at_before_anything_is_drawn():
-    with pytest.raises(PplError, match="temperature must be positive"):
-        Sharpened(0.0)
