@@ -28,7 +28,7 @@ from inference.signals import TrainingInterrupted
 from inference.svi import fit
 from inference.sweep import sweep_command
 from ppl_models.catalog import resolve
-from ppl_models.errors import PplError, UnknownNameError, describe
+from ppl_models.errors import PplError, UnknownNameError, describe, without_shapes
 
 RESUMABLE = (
     "epochs",
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PplError as error:
-        return _fail(f"error: {error}", 2)
+        return _fail(f"error: {without_shapes(str(error))}", 2)
     except Exception as error:
         if os.environ.get("PPL_TRACEBACK"):
             raise

@@ -79,7 +79,8 @@ def code_data(program: object, data: object, *, batch_size: int = 512) -> DataSe
         with isolated_rng(0):
             parts = [coded(program, batch) for batch in placed.batches(batch_size)]
         if not parts:
-            return MemorySplit({name: torch.empty(0, *grid) for name, grid in owner.grids.items()})
+            none = {name: torch.empty(0, *grid) for name, grid in owner.grids.items()}
+            return MemorySplit({name: grid.long() for name, grid in none.items()})
         return MemorySplit({name: torch.cat([p[name] for p in parts]) for name in parts[0]})
 
     described = DataInfo(

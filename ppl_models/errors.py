@@ -65,6 +65,11 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     return number
 
 
+def without_shapes(message: str) -> str:
+    """A message without the table of shapes that Pyro adds to errors within a trace."""
+    return message.partition("Trace Shapes:")[0].rstrip()
+
+
 def describe(error: BaseException, path: Path | None = None) -> str:
     """An exception in one line, with the last place in the user's code.
 

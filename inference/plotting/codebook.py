@@ -75,7 +75,7 @@ def _draw_codes(
 
 def _percent(share: float) -> str:
     digits = 3 if share > 0.1 else 2
-    return "unused" if share == 0 else f"{100 * share:.{digits}g} %"
+    return f"{100 * share:.{digits}g} %"
 
 
 def _draw_use(axes: Axes, use: Array) -> None:
@@ -88,7 +88,7 @@ def _draw_use(axes: Axes, use: Array) -> None:
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.set_ylim(bottom=lowest / 2)
+    axes.set_ylim(bottom=min(lowest, 1.0) / 2)  # few codes may have all the use: 1 stays in sight
     axes.set_xlim(-0.5, len(use) - 0.5)
     dead = int((use == 0).sum())
     if dead:

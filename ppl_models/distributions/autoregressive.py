@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_models.distributions.discretized_logistic import GreyLevels
-from ppl_models.errors import PplError
+from ppl_models.errors import PplError, whole_number
 
 OPTIONS = ("grey", "temperature", "top_k", "cached", "on_position")
 """What an :class:`AutoregressiveGrid` keeps when it is expanded."""
@@ -181,7 +181,7 @@ class AutoregressiveGrid(TorchDistribution):
         batch = torch.broadcast_shapes(codes.shape[:-2], self.batch_shape)
         codes, context = codes.expand(*batch, *self.grid), self.context
         if context is not None:
-            context = context.expand(*batch, *context.shape[-3:]).flatten(0, len(batch) - 1)
+            context = context.expand(*batch, *context.shape[-3:]).reshape(-1, *context.shape[-3:])
         flat = self.network(codes.reshape(-1, *self.grid), context)
         return self._sharp(flat).reshape(*batch, *flat.shape[1:])
 
@@ -225,7 +225,10 @@ class AutoregressiveGrid(TorchDistribution):
         if self.top_k is not None and self.top_k < self.num_values:
             largest, places = logits.topk(self.top_k, dim=-1)
             logits = torch.full_like(logits, -torch.inf).scatter(-1, places, largest)
-        return logits if self.temperature == 1 else logits / self.temperature
+        if self.temperature == 1:
+            return logits
+        # The largest is 0 whatever the temperature: a very low one leaves it alone, and no inf.
+        return (logits - logits.amax(-1, keepdim=True)) / self.temperature
 
 
 class WholePasses:
@@ -265,12 +268,12 @@ def check_sharpness(temperature: float, top_k: int | None) -> None:
     """Refuse what is no temperature or no number of values.
 
     Raises:
-        PplError: temperature ≤ 0 or not finite, or top_k < 1.
+        PplError: temperature ≤ 0 or not finite, or top_k no whole number from 1.
     """
     if not 0 < temperature < float("inf"):
         raise PplError(
             f"temperature must be positive and finite, got {temperature}; below 1 draws keep to "
             "what is likely, and top_k=1 takes the likeliest value alone"
         )
-    if top_k is not None and top_k < 1:
-        raise PplError(f"top_k must be at least 1 (or left out, for all values), got {top_k}")
+    if top_k is not None:
+        whole_number("top_k", top_k)

@@ -36,18 +36,19 @@ class Context(nn.Module):
         indicators: Tensor | None = None,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """(B, F, h, w); (B, F, 1, 1) where there is no coarser grid.
+        """(..., B, F, h, w); (B, F, 1, 1) where there is no coarser grid.
 
         Args:
             size: h and w.
             indicators: of the labels, (B, Y).
-            coarse: integers (B, h', w').
+            coarse: integers (..., B, h', w'), with particles before the data, where there are some.
         """
         parts = []
         if self.label is not None and indicators is not None:
             parts.append(self.label(indicators)[:, :, None, None])
         if self.coarse is not None and coarse is not None:
-            known = self.coarse(coarse).permute(0, 3, 1, 2)
+            known = self.coarse(coarse.flatten(0, -3)).permute(0, 3, 1, 2)
             known = known + self.smooth(known)
-            parts.append(F.interpolate(known, size=size, mode="nearest"))
+            known = F.interpolate(known, size=size, mode="nearest")
+            parts.append(known.unflatten(0, coarse.shape[:-2]))
         return torch.stack(torch.broadcast_tensors(*parts)).sum(0)

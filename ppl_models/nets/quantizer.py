@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from ppl_models.errors import ProgramError, UnknownNameError
+from ppl_models.errors import ProgramError, UnknownNameError, whole_number
 from ppl_models.nets.kmeans import kmeans, nearest_of
 
 DISTANCES = ("euclidean", "cosine")
@@ -271,11 +271,8 @@ def _check_numbers(
     smoothing: float,
     restart_below: float,
 ) -> None:
-    if num_codes < 2 or code_dim < 1:
-        raise ProgramError(
-            f"a codebook needs two codes or more, of one dimension or more; got num_codes="
-            f"{num_codes}, code_dim={code_dim}"
-        )
+    whole_number("num_codes", num_codes, least=2)
+    whole_number("code_dim", code_dim)
     if not commitment_cost >= 0 or not 0 <= decay < 1 or not smoothing >= 0:
         raise ProgramError(
             "expected commitment_cost ≥ 0, 0 ≤ decay < 1 and smoothing ≥ 0, got "

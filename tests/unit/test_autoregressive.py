@@ -135,6 +135,22 @@ def test_temperature_and_top_k_sharpen_the_softmax(name):
     tokens = grid.sharpened(top_k=3).sample((50,))
     assert bool(grid.sharpened(top_k=3).log_prob(tokens).isfinite().all())
     assert torch.equal(grid.sharpened(top_k=9).log_prob(codes), grid.log_prob(codes))
+    cold = grid.sharpened(1e-310)  # logits / T overflow
+    assert torch.equal(cold.sample((2,)), greedy[:2])
+    assert torch.equal(cold.log_prob(greedy), torch.zeros(3).double())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_context_needs_no_batch(name):
+    """(F, 1, 1) alone, and particles before the data."""
+    net, context = causal_net(name, 3, (2, 2), 2), torch.randn(2, 1, 1).double()
+    codes = torch.randint(3, (4, 5, 2, 2))
+    alone = AutoregressiveGrid(net, (2, 2), context)
+    assert alone.batch_shape == ()
+    assert alone.sample().shape == (2, 2)
+    same = AutoregressiveGrid(net, (2, 2), context.expand(5, 2, 1, 1))
+    assert torch.allclose(alone.log_prob(codes), same.log_prob(codes))
+    assert torch.allclose(alone.log_prob(codes[0, 0]), same.log_prob(codes)[0, 0])
 
 
 def test_a_label_and_a_coarser_grid_condition():
@@ -148,6 +164,9 @@ def test_a_label_and_a_coarser_grid_condition():
     change = (context((4, 6), torch.eye(3)[:2], other) - features).abs().sum(1)
     assert bool((change[0, :2, :2] > 0).all())
     assert bool((change[1] == 0).all())
+    particles = context((4, 6), torch.eye(3)[:2], torch.stack([coarse, other]))
+    again = [context((4, 6), torch.eye(3)[:2], grid) for grid in (coarse, other)]
+    torch.testing.assert_close(particles, torch.stack(again))
 
 
 def test_grey_levels_and_channels_go_there_and_back():
@@ -168,7 +187,8 @@ def test_grey_levels_and_channels_go_there_and_back():
     [
         (lambda net: AutoregressiveGrid(net, (2, 2), temperature=0.0), "temperature must be posit"),
         (lambda net: AutoregressiveGrid(net, (2, 2), temperature=math.inf), "temperature must be"),
-        (lambda net: AutoregressiveGrid(net, (2, 2)).sharpened(top_k=0), "top_k must be at least"),
+        (lambda net: AutoregressiveGrid(net, (2, 2)).sharpened(top_k=0), "top_k must be a whole"),
+        (lambda net: AutoregressiveGrid(net, (2, 2)).sharpened(top_k=2.5), "got 2.5"),
         (lambda net: AutoregressiveGrid(net, (4,)), r"a grid is \(h, w\) or \(C, h, w\)"),
         (
             lambda net: AutoregressiveGrid(net, (2, 2)).log_prob(torch.full((1, 2, 2), 3)),

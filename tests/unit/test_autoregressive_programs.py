@@ -8,6 +8,7 @@ import pytest
 import torch
 from compiled_helpers import step_of
 from programs import tiny_images, tiny_vae
+from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
 
 from inference import evaluate, fit, from_tensors, load_data
@@ -19,6 +20,7 @@ from inference.sampling import sample
 from inference.testing import check_program
 from ppl_models import PplError, ProgramError
 from ppl_models.autoregressive import CodeTransformer, PixelCNN
+from ppl_models.errors import without_shapes
 
 SMALL = {
     PixelCNN: {"channels": 6, "num_layers": 2},
@@ -169,3 +171,11 @@ def test_data_that_do_not_fit_are_refused_before_training():
         fit(model, {"x": tiny_images(40)}, epochs=1)
     with pytest.raises(ProgramError, match="class_conditional=True"):
         sample(small(PixelCNN), 3, given={"y": torch.tensor([1, 1, 1])})
+
+
+def test_a_refusal_within_a_trace_is_told_without_pyros_table():
+    program = PixelCNN((1, 4, 4), 4, 1)
+    with pytest.raises(PplError) as caught:
+        poutine.trace(program.model).get_trace(y=torch.tensor([0]))
+    assert "Trace Shapes" in str(caught.value)
+    assert without_shapes(str(caught.value)).endswith("(--model.class_conditional true)")

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from autoregressive_helpers import all_grids
+from pyro.infer import Trace_ELBO
 
 from inference import evaluate, fit, from_tensors
 from inference.code_priors import check_fingerprint, code_data, facts_of_codes
@@ -80,6 +81,22 @@ def test_prior_and_composition_keep_the_contract(levels):
     codes = program.encode_codes(images(6)["x"]) | {"y": images(6)["y"]}
     check_program(prior, codes)
     check_program(with_prior(program, prior).requires_grad_(), images(6))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("network", ["pixelcnn", "transformer"])
+def test_particles_in_one_pass_are_those_one_by_one(levels, network):
+    """Stock Pyro puts their plate before the data's, so grids come as (K, B, h, w)."""
+    program, batch = quantizer(levels), images(5)
+    options = {"class_conditional": True, "num_classes": 3, "network": network}
+    composed = with_prior(program, prior_of(program, **options)).eval()
+    losses = [
+        Trace_ELBO(3, max_plate_nesting=1, vectorize_particles=v).loss(
+            composed.model, composed.guide, batch["x"], batch["y"]
+        )
+        for v in (False, True)
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_probabilities_of_both_levels_sum_to_one():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from ppl_models.errors import ProgramError, UnknownNameError
+from ppl_models.errors import PplError, ProgramError, UnknownNameError
 from ppl_models.nets import Codebook, fingerprint_of
 from ppl_models.nets.kmeans import kmeans
 
@@ -203,14 +203,16 @@ def test_the_state_dict_holds_all_that_it_learns():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_codes": 1}, "two codes or more"),
+        ({"num_codes": 1}, "num_codes must be a whole number of at least 2, got 1"),
+        ({"num_codes": 2.5}, "num_codes must be a whole number of at least 2, got 2.5"),
+        ({"code_dim": 0}, "code_dim must be a whole number of at least 1"),
         ({"decay": 1.0}, "0 ≤ decay < 1"),
         ({"commitment_cost": -1.0}, "commitment_cost ≥ 0"),
         ({"restart_below": 1.0}, "share of the mean use"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message):
-    with pytest.raises(ProgramError, match=message):
+    with pytest.raises(PplError, match=message):
         Codebook(**({"num_codes": 4, "code_dim": 2} | options))
 
 
