@@ -25,6 +25,9 @@ from inference.plotting import image_grid
 from inference.runs import load_run
 from inference.sampling import decode, sample
 
+FOLDERS = ("run", "pictures", "codes", "data_root")
+"""Of the configuration, what is of this machine."""
+
 
 def main() -> None:
     options = parser(__doc__)
@@ -56,7 +59,7 @@ def main() -> None:
         figure.savefig(args.pictures / "vqvae_prior_samples.png", dpi=120, bbox_inches="tight")
     save(
         "code_prior",
-        {k: v for k, v in vars(args).items() if k not in ("run", "pictures")} | run.config,
+        {k: v for k, v in (run.config | vars(args)).items() if k not in FOLDERS},
         {
             "bits_per_code": numbers["bits_per_code"],
             "bits_per_code_uniform": numbers["bits_per_code_uniform"],
