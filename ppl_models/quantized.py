@@ -8,6 +8,7 @@ Shapes: B data, K num_codes, D code_dim, C H W image, h w grid.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from ppl_models.program import Batch, auxiliary_loss
 
 Grid = tuple[int, int]
 START_SAMPLE = 20_000
-"""Features that a k-means start looks at."""
+"""Features that a k-means start looks at, or as many as there are codes, if they are more."""
 
 
 class UniformCodes(nn.Module):
@@ -100,7 +101,8 @@ class QuantizedProgram(PyroModule):
         if not self.kmeans_start or all(bool(c.started) for c in self.codebooks.values()):
             return False
         fewest = min(h * w for h, w in self.grids.values())
-        images = list(_enough((batch["x"] for batch in batches), START_SAMPLE // fewest))
+        needed = math.ceil(max(START_SAMPLE, self.num_codes) / fewest)
+        images = list(_enough((batch["x"] for batch in batches), needed))
         for codebook in self.codebooks.values():  # the next depends on the codes of the last
             start_codebook(codebook, self, images)
         return True
@@ -143,7 +145,8 @@ def start_codebook(codebook: Codebook, program: QuantizedProgram, images: list[T
         handle.remove()
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
     found = torch.cat(rows)
-    chosen = torch.randperm(len(found), generator=generator)[:START_SAMPLE]
+    number = max(START_SAMPLE, codebook.num_codes)
+    chosen = torch.randperm(len(found), generator=generator)[:number]
     codebook.start(found[chosen.to(found.device)], len(rows[0]), generator)
 
 

@@ -190,6 +190,14 @@ def test_the_start_puts_codes_on_features(data):
     assert found.dead_codes["codes"] == 0
 
 
+@pytest.mark.parametrize("kind", BOTH)
+def test_a_start_looks_at_as_many_features_as_there_are_codes(kind, data, monkeypatch):
+    monkeypatch.setattr("ppl_models.quantized.START_SAMPLE", 4)
+    program = make(kind, num_codes=30)
+    assert program.start_from_data(data.train.batches(2))
+    assert all(len(book.e().unique(dim=0)) == 30 for book in program.codebooks.values())
+
+
 def test_data_smaller_than_the_codebook_are_refused(data):
     program = make(num_codes=500, grid=(2, 2))
     with pytest.raises(ProgramError, match=r"500 codes needs as many.*the data have 192"):
