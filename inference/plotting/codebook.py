@@ -93,7 +93,7 @@ def _draw_use(axes: Axes, use: Array) -> None:
     dead = int((use == 0).sum())
     if dead:
         axes.axvspan(len(use) - dead - 0.5, len(use) - 0.5, color="firebrick", alpha=0.15)
-        axes.text(len(use) - dead / 2 - 0.5, 1.0, f"{dead} unused", ha="center", fontsize=8)
+        axes.text(len(use) - dead / 2 - 0.5, 1.1, f"{dead} unused", ha="center", fontsize=8)
     axes.set_xlabel("codes, the most used first", fontsize=9)
     axes.set_ylabel("use, relative\nto the mean", fontsize=9)
     axes.tick_params(labelsize=8, which="both")
