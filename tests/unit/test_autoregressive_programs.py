@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from compiled_helpers import step_of
 from programs import tiny_images, tiny_vae
 from pyro.poutine.runtime import _PYRO_STACK
+from torch.optim import SGD
 
 from inference import evaluate, fit, from_tensors, load_data
 from inference.compiled import CompiledStep
@@ -105,7 +107,9 @@ def test_grey_images_have_as_many_values_as_the_data_have_levels():
 def test_the_compiled_step_is_the_eager_one(program):
     """The compiled step is compared with the eager one as it is made."""
     x = tiny_images(6)
-    step = step_of(small(program), make_estimator("analytic_kl"), x)
+    step = step_of(
+        small(program), make_estimator("analytic_kl"), x, make_optimizer=partial(SGD, lr=0.01)
+    )
     eager, _ = step({"x": x})
     assert isinstance(step.compiled, CompiledStep)
     compiled, _ = step({"x": x})
