@@ -7,7 +7,8 @@ that is interrupted goes on by the same command. The test ELBO of a program with
 log p(x) itself; its standard error is that of the mean over the test images.
 
     python benchmarks/pixelcnn_mnist.py [--minutes 30] [--cores 2] [--channels 16] [--layers 8]
-        [--kernel_size 5] [--batch 32] [--learning_rate 3e-3] [--precision bf16] [--compile] [--out FOLDER]
+        [--kernel_size 5] [--batch 32] [--learning_rate 3e-3] [--precision bf16] [--compile]
+        [--out FOLDER]
 """
 
 from __future__ import annotations

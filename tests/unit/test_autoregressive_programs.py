@@ -108,7 +108,7 @@ def test_the_compiled_step_is_the_eager_one(program):
     """The compiled step is compared with the eager one as it is made."""
     x = tiny_images(6)
     step = step_of(
-        small(program), make_estimator("analytic_kl"), x, make_optimizer=partial(SGD, lr=0.01)
+        small(program), make_estimator("analytic_kl"), x, make_optimizer=partial(SGD, lr=1e-3)
     )
     eager, _ = step({"x": x})
     assert isinstance(step.compiled, CompiledStep)
