@@ -7,7 +7,8 @@ that is interrupted goes on by the same command. The test ELBO of a program with
 log p(x) itself; its standard error is that of the mean over the test images.
 
     python benchmarks/pixelcnn_mnist.py [--minutes 30] [--cores 2] [--channels 16] [--layers 8]
-        [--kernel_size 5] [--batch 32] [--learning_rate 3e-3] [--precision bf16] [--out FOLDER]
+        [--kernel_size 5] [--batch 32] [--learning_rate 3e-3] [--precision bf16] [--compile]
+        [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main() -> None:
     options.add_argument("--learning_rate", type=float, default=3e-3)
     options.add_argument("--precision", default="bf16")
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--eager", action="store_true")
+    options.add_argument("--compile", action="store_true")
     options.add_argument("--out", type=Path, default=Path("runs/pixelcnn_mnist"))
     args = options.parse_args()
     torch.set_num_threads(args.threads)
@@ -114,7 +115,7 @@ def main() -> None:
             batch_size=args.batch,
             clip_grad_norm=100.0,
             precision=args.precision,
-            compile=not args.eager,
+            compile=args.compile,
             run_dir=args.out,
             resume=True,
         )
