@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--pictures", type=Path, help="PNG of test faces and reconstructions")
     args = options.parse_args()
     data = load_data("olivetti_faces")
-    training = {"epochs": args.epochs, "batch_size": 16, "learning_rate": 1e-3}
+    training = {"epochs": args.epochs, "batch_size": 16, "learning_rate": 2e-3}
     kept = Kept("vqvae_faces", training | {"seeds": args.seeds, **WIDTH})
     shown: dict[str, torch.Tensor] = {}
 

@@ -260,7 +260,8 @@ def reconstruct_run(
     figure = report.reconstruction_figure(opened, batch, num, seed)
     if figure is None:
         raise PplError(
-            "nothing to draw: the data's field 'x' is no image, or no site named 'x' observes it"
+            "nothing to draw: the data's field 'x' is no image, no site named 'x' observes it, or "
+            "the program has no latents to reconstruct it from"
         )
     write_atomically(path, report.png(figure))
     return {"reconstructions": len(next(iter(batch.values()))), "file": str(path)}

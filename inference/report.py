@@ -82,14 +82,13 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
             what = "completed test images" if given else "samples"
             title = f"{run.program.name}: {what} after epoch {run.epoch}"
             figures["samples"] = image_grid(images, title)
-    latent = encode(run.program, test)
-    pairs = reconstruction_figure(run, test) if latent else None
+    pairs = reconstruction_figure(run, test)
     if pairs is not None:
         figures["reconstructions"] = pairs
     history = read_metrics(run.folder)
     if history:
         figures["learning_curves"] = learning_curves(history)
-    codes = _widest_code(latent, batch_size(test))
+    codes = _widest_code(encode(run.program, test), batch_size(test))
     if codes is not None:
         site, values = codes
         labels = test["y"].cpu().numpy() if "y" in test else None

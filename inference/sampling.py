@@ -91,7 +91,7 @@ def reconstruct(
         seed: of the draws; the global random state is left as it was.
 
     Returns:
-        The observed fields by name, (B, ...).
+        The observed fields by name, (B, ...); none where nothing is latent.
     """
     _check(draw)
     program = as_program(program)
@@ -99,9 +99,12 @@ def reconstruct(
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
         if enumerates(traces):
             traces = posterior_draw(traces, program.run_model, (batch,), {})
+        sites = list(sample_sites(traces.model))
+        if all(site["is_observed"] for _, site in sites):
+            return {}
         return {
             name: _value(site | {"value": site["fn"].sample()}, draw)
-            for name, site in sample_sites(traces.model)
+            for name, site in sites
             if site["is_observed"] and name in batch
         }
 
