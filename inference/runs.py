@@ -133,7 +133,7 @@ def load_config(folder: Path) -> dict[str, Any]:
     """A run's configuration.
 
     Raises:
-        PplError: the folder is no run.
+        PplError: the folder is no run, or a prior's whose quantizer's run is gone.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -147,7 +147,25 @@ def load_config(folder: Path) -> dict[str, Any]:
         raise PplError(f"{path} is no YAML: {error}") from error
     if not isinstance(config, dict) or not {"program", "model", "data"} <= set(config):
         raise PplError(f"{path} is no run's configuration: expected program, model and data")
+    if config.get("codes") is not None:
+        config["codes"] = str(_moved(Path(config["codes"]), folder))
     return config
+
+
+def _moved(codes: Path, folder: Path) -> Path:
+    """Where a quantizer's run is: in its place, or beside the prior's, if both were moved.
+
+    Raises:
+        PplError: in neither.
+    """
+    beside = folder.resolve().parent / codes.name
+    for place in (codes, beside):
+        if (place / CONFIG).is_file():
+            return place
+    raise PplError(
+        f"the quantizer's run that the prior in {folder} is about is gone: it was {codes}; put it "
+        f"back there or to {beside}"
+    )
 
 
 def options_for(function: Callable[..., Any], config: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,25 @@ def test_the_run_is_the_composed_program(runs):
     assert found.distortion == pytest.approx(uniform.distortion, rel=1e-5)
 
 
+def test_both_runs_may_be_moved(runs, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(runs, elsewhere)
+    path = elsewhere / "prior" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"codes": str(tmp_path / "gone" / "vqvae")}))
+    assert load_run(elsewhere / "prior").config["codes"] == str(elsewhere / "vqvae")
+    shutil.rmtree(elsewhere / "vqvae")
+    assert main(["sample", str(elsewhere / "prior")]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "gone" / "vqvae") in message and str(elsewhere / "vqvae") in message
+
+
+def test_numbers_of_a_grid_stand_in_brackets(tmp_path, capsys):
+    words = ["train", "vqvae", "--data", "digits", "--out", str(tmp_path / "run")]
+    assert main([*words, "--model.grid", "3,3"]) == 2
+    assert "[4,4]" in capsys.readouterr().err
+
+
 def test_draws_of_a_class_by_temperature_and_top_k(runs, capsys, tmp_path):
     words = ["sample", str(runs / "prior"), "--num", "4", "--y", "3", "--temperature", "0.9"]
     out = tmp_path / "drawn.npz"
@@ -92,7 +111,7 @@ def test_a_codebook_that_has_changed_is_refused(runs, tmp_path, capsys):
         assert f"trained on codes of the codebook {config['fingerprint']}" in message
         assert "Train the prior anew: ppl train vqvae_prior --codes" in message
     shutil.rmtree(other)
-    assert "does not exist" in refusal(capsys, "sample", prior)
+    assert "is gone" in refusal(capsys, "sample", prior)
 
 
 def test_what_cannot_be_asked_is_refused(runs, capsys, tmp_path):
