@@ -58,7 +58,8 @@ def test_both_runs_may_be_moved(runs, tmp_path, capsys):
     shutil.rmtree(elsewhere / "vqvae")
     assert main(["sample", str(elsewhere / "prior")]) == 2
     message = capsys.readouterr().err
-    assert str(tmp_path / "gone" / "vqvae") in message and str(elsewhere / "vqvae") in message
+    assert str(tmp_path / "gone" / "vqvae") in message
+    assert str(elsewhere / "vqvae") in message
 
 
 def test_numbers_of_a_grid_stand_in_brackets(tmp_path, capsys):
