@@ -7,11 +7,11 @@ importance samples. The paper (pixels drawn anew in every batch): 86.76 nats for
 5 and 84.78 for 50 particles.
 
     python examples/iwae_table.py --device cuda --compile                # the whole table
-    python examples/iwae_table.py --rows vae --short                     # 100 epochs, two cores
+    python examples/iwae_table.py --rows vae --short                     # 60 epochs on a CPU
 
-The short form trains on the fixed binarization (binarized_mnist) for 100 epochs, batches of 20, a
-learning rate of 1e-3 that falls along a cosine. A run that is stopped goes on where it was when the
-command is given again.
+The short form trains on the fixed binarization (binarized_mnist) for 60 epochs, batches of 100, by
+Muon with a learning rate of 4e-3 that falls along a cosine. A run that is stopped goes on where it
+was when the command is given again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default=",".join(ROWS), help="which, separated by commas")
-    parser.add_argument("--short", action="store_true", help="100 epochs instead of 3,280")
+    parser.add_argument("--short", action="store_true", help="60 epochs instead of 3,280")
     parser.add_argument("--data", help="binarized_mnist, mnist (drawn anew), mnist5k")
     parser.add_argument("--epochs", type=int, help="fewer, to try it")
     parser.add_argument("--num_particles", type=int, default=5000, help="of the evaluation")
@@ -104,11 +104,12 @@ def train(row: str, data: DataSet, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def short_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Of ten minutes for a row of one particle, compiled, on one core."""
+    """Of 15 processor minutes for a row of one particle."""
     return {
-        "epochs": args.epochs or 100,
-        "batch_size": 20,
-        "optimizer": lambda parameters: torch.optim.Adam(parameters, lr=1e-3, eps=1e-4),
+        "epochs": args.epochs or 60,
+        "batch_size": 100,
+        "optimizer": "Muon",
+        "learning_rate": 4e-3,
         "lr_schedule": "cosine",
         "keep": "best",
     }

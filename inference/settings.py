@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from inference.compiled_weights import MANY_ROWS
 from inference.handlers import Handler
+from inference.optimizers import Muon
 from ppl_models.errors import PplError, UnknownNameError
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -131,13 +132,14 @@ FUSED = ("Adam", "AdamW", "SGD", "Adagrad")
 
 
 def optimizers() -> dict[str, Any]:
-    """Torch's optimizers that take gradients alone, by name."""
-    closures = ("LBFGS", "SparseAdam", "Optimizer", "Muon")
-    return {
+    """Torch's optimizers that take gradients alone, by name; Muon is ours, for all parameters."""
+    others = ("LBFGS", "SparseAdam", "Optimizer")
+    found = {
         name: cls
         for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in closures
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in others
     }
+    return found | {"Muon": Muon}
 
 
 def _constant(optimizer: torch.optim.Optimizer, num_steps: int) -> None:

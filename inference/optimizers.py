@@ -1,0 +1,76 @@
+"""Optimizers beside torch's own: Muon for all the parameters of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+from torch.optim import Muon as MatrixMuon
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for weight matrices, Adam for everything else.
+
+    Torch's Muon refuses what is no matrix, such as biases and kernels of convolutions. Its steps
+    are scaled to the size of Adam's (Liu et al., section 2.2), so one learning rate serves both.
+
+    Args:
+        params: parameters of any shape.
+        lr: learning rate of both.
+        weight_decay: decoupled, of matrices.
+        momentum: of Muon.
+        betas: of Adam.
+        eps: of Adam.
+
+    References:
+        Jordan et al.: Muon: An optimizer for hidden layers in neural networks, 2024,
+        https://kellerjordan.github.io/posts/muon.
+        Liu et al.: Muon is Scalable for LLM Training, 2025, arXiv:2502.16982.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        every = list(params)
+        matrices = [p for p in every if p.dim() == 2]
+        others = [p for p in every if p.dim() != 2]
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            as_adam = "match_rms_adamw"
+            self.parts.append(
+                MatrixMuon(matrices, lr, weight_decay, momentum, adjust_lr_fn=as_adam)
+            )
+        if others or not matrices:
+            self.parts.append(Adam(others, lr=lr, betas=betas, eps=eps))
+        super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        """One list of groups: what a schedule sets is what both parts take."""
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """A step of both."""
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both, under ``parts``."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the states of both."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()
