@@ -3,7 +3,8 @@
 They act in training alone: evaluation takes log densities without any scale, so the reported
 ELBO is never affected. A handler is put around model **and** guide, as :func:`inference.fit` does
 with its ``handlers``; in stock Pyro, ``SVI(handler.around_model(model),
-handler.around_guide(guide), ...)``, with ``handler.at(step)`` before each step.
+handler.around_guide(guide), ...)``, with ``handler.at(step)`` before each step. A further one is in
+:mod:`inference.kl_balance`.
 """
 
 from __future__ import annotations

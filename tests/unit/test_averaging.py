@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from compiled_helpers import step_of
-from programs import tiny_images, tiny_vae
+from programs import WithoutLatents, tiny_images, tiny_vae
 from torch import nn
 from unit.test_compiled_review import Base, X, adam, graphs_run_as_traced, seed_all, taking
 
@@ -141,27 +139,13 @@ def test_a_decay_that_is_none_is_refused(decay):
         fit(tiny_vae(), tiny_images(), average_decay=decay)
 
 
-class Noisy(nn.Module):
-    """x ~ N(loc, 1) with SGD at a large rate: the last weights are noisy, their average is not."""
-
-    def __init__(self):
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(()))
-
-    def model(self, x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
-
-    def guide(self, x):
-        pass
-
-
 def test_it_is_nearer_to_the_optimum_than_the_last_weights():
+    """SGD at a large rate: the last weights are noisy, their average is not."""
     x = torch.randn(2000, generator=torch.Generator().manual_seed(3))
     data = {"epochs": 6, "batch_size": 10, "optimizer": "SGD", "learning_rate": 0.5}
     distances = []
     for decay in (0.0, 0.98):
-        fitted = fit(Noisy(), x, average_decay=decay, keep="last", progress=False, **data)
+        fitted = fit(WithoutLatents(), x, average_decay=decay, keep="last", progress=False, **data)
         best = float(next(iter(fitted.data.train.batches(2000)))["x"].mean())
         distances.append(abs(float(fitted.program.owner.loc.detach()) - best))
     assert distances[1] < 0.5 * distances[0]
