@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +11,7 @@ import torch
 from compiled_helpers import both, step_of
 from programs import tiny_images, tiny_vae
 from torch import nn
+from unit.test_compiled_review import graphs_run_as_traced
 
 from inference import evaluate, fit
 from inference.elbo import AnalyticKL, Pathwise
@@ -114,10 +117,6 @@ def test_a_compiled_step_takes_it_as_an_input():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_fit_puts_it_into_the_warm_up_and_reports_the_elbo(compile):
-    from contextlib import nullcontext
-
-    from unit.test_compiled_review import graphs_run_as_traced
-
     options = {"epochs": 3, "batch_size": 10, "kl_warmup": 2.0, "precision": "64", "keep": "last"}
     data = torch.randn(100, generator=torch.Generator().manual_seed(0))
     found = []
