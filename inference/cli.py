@@ -36,6 +36,7 @@ RESUMABLE = (
     "device",
     "progress",
     "checkpoint_every",
+    "max_skipped",
     "valid_particles",
     "data_root",
 )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.collapse import collapse_note, collapsed_sites
 from inference.compiled_weights import CompiledDensities
 from inference.data.dataset import Split
 from inference.densities import SiteDensities
@@ -71,8 +72,10 @@ class Evaluation:
     num_particles: int
     deterministic_guide: bool
     """The guide is a point: ``elbo`` is then log p(x, z) there, and no bound on log p(x)."""
+    collapsed: dict[str, float]
+    """Rate of the local latent sites that tell next to nothing of a datum: below 0.1 nats."""
     note: str | None = None
-    """What ``elbo`` is, where it is no bound on log p(x)."""
+    """What ``elbo`` is, where it is no bound on log p(x), and what collapsed sites mean."""
 
     def __str__(self) -> str:
         rows = {k: v for k, v in self.to_dict().items() if v is not None and v is not False}
@@ -271,6 +274,7 @@ class _Totals:
         if n == 0:
             raise PplError("there are no data to evaluate on")
         kl = {name: value / n for name, value in self.kl.items()}
+        collapsed = {} if deterministic else collapsed_sites(kl)
         shares = self.training_size or n  # a global latent's KL is shared by the training data
         kl |= {name: sum(v) / len(v) / shares for name, v in self.global_kl.items()}
         rate, distortion = sum(kl.values()), self.distortion / n
@@ -298,7 +302,8 @@ class _Totals:
             num_data=n,
             num_particles=k,
             deterministic_guide=deterministic,
-            note=POINT if deterministic else None if kl else EXACT,
+            collapsed=collapsed,
+            note=POINT if deterministic else collapse_note(collapsed) if kl else EXACT,
         )
 
     def _bits(self, nats: float | None, log_jacobian: float | None) -> float | None:

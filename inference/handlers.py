@@ -3,7 +3,8 @@
 They act in training alone: evaluation takes log densities without any scale, so the reported
 ELBO is never affected. A handler is put around model **and** guide, as :func:`inference.fit` does
 with its ``handlers``; in stock Pyro, ``SVI(handler.around_model(model),
-handler.around_guide(guide), ...)``, with ``handler.at(step)`` before each step.
+handler.around_guide(guide), ...)``, with ``handler.at(step)`` before each step. A further one is in
+:mod:`inference.kl_balance`.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ class RateObjective(Handler, ABC):
         super().__init__(sites)
         self._guide: dict[str, Site] = {}
         self._seen: dict[str, Site] | None = None
+        self.sizes: dict[str, int] = {}
+        """Numbers in the batch's draw of each site."""
 
     @abstractmethod
     def penalty(self, rates: dict[str, Tensor], scales: dict[str, Any]) -> Tensor:
@@ -195,6 +198,7 @@ class RateObjective(Handler, ABC):
                     f"({', '.join(self.sites) if self.sites else 'all'}) in guide and model"
                 )
             kl = {name: _kl(*pair) for name, pair in pairs.items()}
+            self.sizes = {name: site["value"].numel() for name, (site, _) in pairs.items()}
             rows = max(term.numel() for term in kl.values())
             rates = {name: term.sum() / rows for name, term in kl.items()}
             scales = {name: site["scale"] for name, (_, site) in pairs.items()}

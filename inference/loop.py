@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,18 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from inference.averaging import WeightAverage
 from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoint
 from inference.data.dataset import DataSet
 from inference.devices import rng_state, set_rng_state
 from inference.handlers import KLWarmup
+from inference.kl_balance import KLBalance
 from inference.nonfinite import NonFiniteLossError
-from inference.parameters import trained
+from inference.parameters import trainable, trained
+from inference.position import Position, check_same_run
 from inference.progress import Progress
 from inference.runs import versions
-from inference.settings import FIXED_ON_RESUME, Settings
+from inference.settings import Settings
 from inference.signals import StopRequest, TrainingInterrupted
 from inference.step import SVIStep
 from inference.validation import Validator
@@ -33,22 +38,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 LAST, BEST = "last.ckpt", "best.ckpt"
-
-
-@dataclass
-class Position:
-    """Where in the run it is; all of it is in the checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    batch: int = 0
-    """Batches of this epoch that are done."""
-    data_seen: int = 0
-    """Data of this epoch that are done."""
-    best_elbo: float = -math.inf
-    best_epoch: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class TrainingLoop:
@@ -90,15 +79,20 @@ class TrainingLoop:
         num_steps = settings.epochs * self.batches_per_epoch
         self.schedule = settings.make_schedule(self.optimizer, num_steps)
         self.kl_warmup = KLWarmup(round(settings.kl_warmup * self.batches_per_epoch))
+        balance = [KLBalance(self.kl_warmup.num_steps)] if settings.kl_balance else []
+        decay = settings.average_decay
+        self.average = WeightAverage(trainable(program), decay) if decay else None
         self.step = SVIStep(
             program,
             estimator,
             self.optimizer,
             fabric,
-            [self.kl_warmup, *settings.handlers],
+            [self.kl_warmup, *balance, *settings.handlers],
             self.num_data,
             settings.clip_grad_norm,
             settings.compile_worth(self.num_data),
+            settings.max_skipped,
+            self.average,
         )
         self.at = Position()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
@@ -143,37 +137,58 @@ class TrainingLoop:
     def _train_step(self, batch: dict[str, Tensor]) -> None:
         self.step.at(self.at.step)
         loss, norm = self.step(batch)
-        if self.schedule is not None:
-            self.schedule.step()
         count = batch_size(batch)
-        self.loss_sum += loss * count
-        self.norm_sum += norm
+        if self.step.skips.count > self.at.skipped:
+            self.at.skip(count)
+        else:
+            self.loss_sum += loss * count
+            self.norm_sum += norm
+        self._step_schedule()
         self.at.step += 1
         self.at.batch += 1
         self.at.data_seen += count
         self.progress.advance(count, loss)
 
-    def _end_epoch(self) -> None:
-        self.step.settle()
-        row = {
+    def _step_schedule(self) -> None:
+        if self.schedule is None:
+            return
+        with nullcontext() if self.step.started else warnings.catch_warnings():
+            if not self.step.started:  # torch warns of a schedule ahead of the optimizer
+                warnings.simplefilter("ignore", UserWarning)
+            self.schedule.step()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Within, the parameters are their averages, if the run keeps these."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _row(self) -> dict[str, Any]:
+        """The metrics of the epoch that is done."""
+        with self._averaged():
+            numbers = self.validator(self.program)
+        data = self.at.data_seen - self.at.skipped_data
+        batches = self.at.batch - self.at.skipped_batches
+        return {
             "epoch": self.at.epoch + 1,
             "step": self.at.step,
-            "train_loss": float(self.loss_sum) / max(1, self.at.data_seen),
-            **self.validator(self.program),
-            "grad_norm": float(self.norm_sum) / max(1, self.at.batch),
+            "train_loss": float(self.loss_sum) / data if data else math.nan,
+            **numbers,
+            "grad_norm": float(self.norm_sum) / batches if batches else math.nan,
+            **({"skipped": self.at.skipped_batches} if self.settings.max_skipped else {}),
             "kl_weight": self.kl_warmup.weight,
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.at.seconds, 3),
         }
+
+    def _end_epoch(self) -> None:
+        self.step.settle()
+        row = self._row()
         if not math.isfinite(row["valid_elbo"]):
             raise NonFiniteLossError(
                 f"the validation ELBO became {row['valid_elbo']} after epoch {row['epoch']}. The "
                 "checkpoint before it stays. Usual remedies: a smaller learning rate, a floor "
                 "under scales."
             )
-        self.at.history.append(row)
-        self.at.epoch += 1
-        self.at.batch = self.at.data_seen = 0
+        self.at.end_epoch(row)
         self.loss_sum.zero_()
         self.norm_sum.zero_()
         if self._is_best(row["valid_elbo"]):
@@ -189,7 +204,8 @@ class TrainingLoop:
             return False
         self.at.best_elbo, self.at.best_epoch = elbo, self.at.epoch
         if self.run_dir is None:
-            self.best_parameters = {k: v.clone() for k, v in self.program.state_dict().items()}
+            with self._averaged():
+                self.best_parameters = {k: v.clone() for k, v in self.program.state_dict().items()}
         return True
 
     def _out_of_patience(self) -> bool:
@@ -205,7 +221,8 @@ class TrainingLoop:
         if self.run_dir is not None:
             self.step.settle()
             first, *others = (self.run_dir / "checkpoints" / name for name in names or (LAST,))
-            save_checkpoint(first, self._state(), *others)
+            with self._averaged():
+                save_checkpoint(first, self._state(), *others)
 
     def _estimator_state(self) -> nn.Module:
         """What the estimator keeps from step to step; nothing, for one of Pyro's."""
@@ -214,6 +231,7 @@ class TrainingLoop:
     def _state(self) -> dict[str, Any]:
         return {
             "program": self.program.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "estimator": self._estimator_state().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
@@ -232,8 +250,10 @@ class TrainingLoop:
             PplError: it is of a run with other settings, data or parameters.
         """
         state = load_checkpoint(path)
-        _check_same_run(state, self.settings, self.num_data, path)
+        check_same_run(state, self.settings, self.num_data, path)
         load_parameters(self.program, state, path)
+        if self.average is not None:
+            self.average.load(state["average"])
         self._estimator_state().load_state_dict(state.get("estimator", {}))
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
@@ -247,37 +267,28 @@ class TrainingLoop:
         for total, saved in zip((self.loss_sum, self.norm_sum), state["sums"], strict=True):
             total.copy_(saved)
         set_rng_state(state["rng"])
-        self.step.started = self.at.step > 0  # or the next would be eager in a compiled run
+        self.step.skips.count = self.at.skipped
+        # Or the next would be eager in a compiled run.
+        self.step.started = self.at.step > self.at.skipped
         self.step.at(max(0, self.at.step - 1))  # no step may be left in the epoch to set it
         for row in self.at.history:
             self.fabric.log_dict(row, step=row["step"])
         self.progress.resume(self.at.epoch * self.num_data + self.at.data_seen, self.at.history)
 
-    def restore_best(self) -> None:
-        """Give the program the parameters of its best epoch."""
+    def give(self, keep: str) -> None:
+        """Give the program the parameters that are kept: averages, if the run keeps these.
+
+        Args:
+            keep: ``best``: of the epoch with the best validation ELBO; or ``last``.
+        """
+        if self.average is not None:
+            self.average.swap()
+        if keep == "last":
+            return
         if self.run_dir is not None and (path := self.run_dir / "checkpoints" / BEST).is_file():
             load_parameters(self.program, load_checkpoint(path), path)
         elif self.best_parameters is not None:
             self.program.load_state_dict(self.best_parameters)
-
-
-def _check_same_run(state: dict[str, Any], settings: Settings, num_data: int, path: Path) -> None:
-    now = settings.plain()
-    for name in FIXED_ON_RESUME:
-        if state["settings"].get(name, []) != now[name]:
-            raise PplError(
-                f"cannot resume {path} with {name}={now[name]!r}: it was trained with "
-                f"{state['settings'][name]!r}. Only the number of epochs, patience, device, "
-                "validation and checkpoint intervals may change."
-            )
-    if settings.lr_schedule != "constant" and state["settings"]["epochs"] != settings.epochs:
-        raise PplError(
-            f"cannot resume {path} with epochs={settings.epochs}: its learning rate falls over "
-            f"{state['settings']['epochs']} epochs (lr_schedule={settings.lr_schedule!r}). Only a "
-            "run with a constant learning rate can be given more."
-        )
-    if state["num_data"] != num_data:
-        raise PplError(f"cannot resume {path} on {num_data} data: it had {state['num_data']}")
 
 
 def epoch_order(num_data: int, seed: int, epoch: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from inference.devices import rng_state, set_rng_state
 from inference.elbo.traces import Traces, sample_sites, scaled_log_prob
 from ppl_models.errors import ProgramError
 from ppl_models.program import Batch
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(ProgramError):
@@ -32,6 +35,52 @@ class Step:
     """States of the generators before it."""
     schedules: dict[str, float]
     """What the numbers were that change from step to step."""
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """Copies of the buffers before it, where it may be left out."""
+
+
+REMEDIES = "Usual remedies: a smaller learning rate, --clip_grad_norm, a floor under scales."
+
+
+class Skips:
+    """Updates that are left out for they are not finite, and how many may be in a run.
+
+    Args:
+        limit: after so many, the next is an error.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.count = 0
+
+    @property
+    def tells(self) -> bool:
+        """Whether the next one is told of: the first is, and the one that is too many."""
+        return self.count == 0 or self.count >= self.limit
+
+    def add(self, cause: str) -> None:
+        """Leave one more out.
+
+        Args:
+            cause: why, where it is told of.
+
+        Raises:
+            NonFiniteLossError: it is one too many.
+        """
+        if self.count >= self.limit:
+            before = f"; {self.count} updates before it were skipped" if self.count else ""
+            more = f" More may be skipped by max_skipped ({self.limit})." if self.count else ""
+            raise NonFiniteLossError(
+                f"{cause}. Training stopped before the parameters were changed{before}. "
+                f"{REMEDIES}{more}"
+            )
+        if self.count == 0:
+            log.warning(
+                "%s. This update is skipped, and so are others like it, up to max_skipped=%d in "
+                "the run; the column 'skipped' of the metrics counts them. %s",
+                *(cause, self.limit, REMEDIES),
+            )
+        self.count += 1
 
 
 class Recent:
@@ -94,7 +143,7 @@ def drawn_again(draws: list[Tensor], device: torch.device) -> Iterator[None]:
 
 
 def explain(program: nn.Module, loss: Tensor, run: Callable[[], Traces]) -> str:
-    """What went wrong, and the usual remedies.
+    """What went wrong, in half a sentence.
 
     Args:
         program: whose parameters hold the step's gradients.
@@ -110,11 +159,7 @@ def explain(program: nn.Module, loss: Tensor, run: Callable[[], Traces]) -> str:
         cause = f"the gradient is not finite at parameter(s) {', '.join(bad[:5])}"
     else:
         cause = "every site's log density is finite; a KL term or auxiliary loss is not"
-    return (
-        f"the loss became {float(loss):g}: {cause}. Training stopped before the parameters "
-        "were changed. Usual remedies: a smaller learning rate, --clip_grad_norm, a floor "
-        "under scales."
-    )
+    return f"the loss became {float(loss):g}: {cause}"
 
 
 def _non_finite_sites(traces: Traces) -> list[str]:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.checkpoint import write_atomically
+from inference.collapse import COLLAPSED_RATE
 from inference.devices import isolated_rng
 from inference.mixture_pictures import CAPTIONS as MIXTURE_CAPTIONS
 from inference.mixture_pictures import mixture_figures
@@ -26,7 +27,9 @@ from inference.plotting import (
     image_grid,
     latent_scatter,
     learning_curves,
+    rate_sites,
     reconstruction_grid,
+    site_rates,
 )
 from inference.runs import Run, read_metrics
 from inference.sampling import encode, reconstruct, sample, to_complete
@@ -38,6 +41,9 @@ CAPTIONS = {
     "samples": "Draws from the prior predictive: means of p(x | z) for z ~ p(z).",
     "reconstructions": "Test data, and below each the mean of p(x | z) for one z ~ q(z | x).",
     "learning_curves": "Every epoch on held-out data, unscaled; nats per datum.",
+    "rates": "What each latent site tells of a datum: its rate in validation, unscaled, over the "
+    "epochs and at the one that is kept. A site in red has collapsed: its posterior is all but its "
+    "prior.",
     "latent_space": "Where the guide puts the test data.",
     **MIXTURE_CAPTIONS,
 }
@@ -70,7 +76,7 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
 
     Returns:
         The files by name: samples, reconstructions, learning_curves, latent_space; of a
-        Gaussian mixture also mixture and components.
+        program with two or more latent sites rates, of a Gaussian mixture mixture and components.
     """
     figures: dict[str, Figure] = {}
     with isolated_rng(0):  # transforms of the data draw too
@@ -88,6 +94,8 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
     history = read_metrics(run.folder)
     if history:
         figures["learning_curves"] = learning_curves(history)
+    if rate_sites(history):
+        figures["rates"] = site_rates(history, run.epoch, COLLAPSED_RATE)
     codes = _widest_code(encode(run.program, test), batch_size(test))
     if codes is not None:
         site, values = codes

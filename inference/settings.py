@@ -32,8 +32,10 @@ FIXED_ON_RESUME = (
     "lr_schedule",
     "batch_size",
     "kl_warmup",
+    "kl_balance",
     "handlers",
     "clip_grad_norm",
+    "average_decay",
     "seed",
     "precision",
     "compile",
@@ -61,6 +63,9 @@ class Settings:
     precision: str
     compile: str | bool = "auto"
     handlers: tuple[Handler, ...] = ()
+    kl_balance: bool = False
+    max_skipped: int = 0
+    average_decay: float = 0.0
 
     def __post_init__(self) -> None:
         positive = {
@@ -79,6 +84,18 @@ class Settings:
             raise PplError(f"compile must be 'auto', True or False, got {self.compile!r}")
         if self.kl_warmup < 0:
             raise PplError(f"kl_warmup must not be negative, got {self.kl_warmup}")
+        if self.kl_balance and not self.kl_warmup:
+            raise PplError(
+                "kl_balance weighs latent sites while the KL term warms up, and kl_warmup is 0: "
+                "give the epochs of the warm-up, such as kl_warmup=5"
+            )
+        if self.max_skipped < 0:
+            raise PplError(f"max_skipped must not be negative, got {self.max_skipped}")
+        if not 0 <= self.average_decay < 1:
+            raise PplError(
+                "average_decay must be at least 0 (no average) and below 1, such as 0.999; got "
+                f"{self.average_decay}"
+            )
         if isinstance(self.lr_schedule, str) and self.lr_schedule not in SCHEDULES:
             raise UnknownNameError("learning-rate schedule", self.lr_schedule, SCHEDULES)
         if isinstance(self.optimizer, str) and self.optimizer not in optimizers():

@@ -12,12 +12,13 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from inference.averaging import WeightAverage
 from inference.compiled import CompiledStep
 from inference.elbo.traces import Traces, run_traces
 from inference.handlers import Handler
 from inference.nonfinite import (
-    NonFiniteLossError,
     Recent,
+    Skips,
     Step,
     drawn_again,
     explain,
@@ -48,6 +49,8 @@ class SVIStep:
         num_data: size of the training set, for programs that name it.
         clip_grad_norm: largest norm of the whole gradient (per datum), or None.
         compile_worth: whether batches of so many data are to be compiled; None: none are.
+        max_skipped: updates that may be left out, for their loss or gradient is not finite.
+        average: of the parameters, which takes in every update; None: there is none.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class SVIStep:
         num_data: int,
         clip_grad_norm: float | None = None,
         compile_worth: Callable[[int], bool] | None = None,
+        max_skipped: int = 0,
+        average: WeightAverage | None = None,
     ) -> None:
         self.program = program
         self.estimator = estimator
@@ -72,13 +77,17 @@ class SVIStep:
         self._model = self._handled(program.run_model, "around_model")
         self._guide = self._handled(program.run_guide, "around_guide")
         self.started = False
-        """Whether the first step is done, which is eager and checks the gradients."""
+        """Whether the first update is done, which is eager and checks the gradients."""
+        self.skips = Skips(max_skipped)
+        self.average = average
+        state = getattr(estimator, "state", nn.Module())
+        self._held = nn.ModuleList([program, state])
         self.compiled: CompiledStep | None = None
         if compile_worth is not None and hasattr(estimator, "differentiable_loss"):
             self.compiled = CompiledStep(
                 self._loss_at,
                 program,
-                getattr(estimator, "state", nn.Module()),
+                state,
                 self._schedules,
                 optimizer,
                 clip_grad_norm,
@@ -86,7 +95,8 @@ class SVIStep:
             )
         elif compile_worth is not None:
             log.warning("%s cannot be compiled", type(estimator).__name__)
-        self._recent = Recent(UNSEEN_ON_CUDA if fabric.device.type == "cuda" else 1)
+        unseen = fabric.device.type == "cuda" and not max_skipped
+        self._recent = Recent(UNSEEN_ON_CUDA if unseen else 1)
         self._bad_steps: Tensor | None = None
 
     def _handled(self, run: Callable[..., Any], around: str) -> Callable[[Batch], Any]:
@@ -110,36 +120,51 @@ class SVIStep:
             batch: fields (B, ...).
 
         Returns:
-            Loss per datum (nats) and gradient norm before clipping, as detached scalars. The
-            next step on a GPU may overwrite them.
+            Loss per datum (nats) and gradient norm before clipping, as detached scalars; not
+            finite, where :attr:`skips` counts one more. The next step on a GPU may overwrite them.
 
         Raises:
-            NonFiniteLossError: the loss or the gradient is not finite; nothing was updated. A
-                compiled step on a GPU tells so up to 50 steps later.
-            ProgramError: a parameter gets no gradient (first step only).
+            NonFiniteLossError: the loss or the gradient is not finite, and no more updates may be
+                skipped; nothing was updated. A compiled step on a GPU tells so up to 50 steps
+                later.
+            ProgramError: a parameter gets no gradient (first update only).
         """
-        step = Step(batch, generator_states(self.fabric.device), self._schedules())
+        draws, skipped = generator_states(self.fabric.device), self.skips.count
+        step = Step(batch, draws, self._schedules(), self._copied_buffers())
         taken = self.compiled(batch) if self.compiled is not None and self.started else None
-        if taken is None:
-            self.settle()
-            loss = self.backward(batch)
-        elif taken.updated:
+        if taken is not None and taken.updated:
+            loss, norm = taken.loss, taken.norm
             self._remember(step, taken.bad_steps)
-            return taken.loss, taken.norm
         else:
-            loss = taken.loss
-        return loss, self._update(step, loss)
+            loss, norm = self._updated(step, None if taken is None else taken.loss)
+        if self.average is not None and self.skips.count == skipped:
+            self.average.update()
+        return loss, norm
 
-    def _update(self, step: Step, loss: Tensor) -> Tensor:
-        """Update the parameters by their gradients, if all is finite; the gradient's norm."""
+    def _updated(self, step: Step, loss: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Update by torch's optimizer, if all is finite.
+
+        Args:
+            step: its batch, and what was before it.
+            loss: whose gradients wait in the parameters' ``.grad``; None: to be taken eagerly.
+
+        Returns:
+            Loss, norm of the gradient.
+        """
+        first = not self.started
+        if loss is None:
+            self.settle()
+            loss = self.backward(step.batch)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients, foreach=True)
         if not bool(torch.isfinite(loss + norm)):
-            raise NonFiniteLossError(self._explain(step, loss))
+            self._leave_out(step, loss)
+            self.started = not first
+            return loss, norm
         if self.clip_grad_norm is not None:
             clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
         self.optimizer.step()
-        return norm
+        return loss, norm
 
     def _remember(self, step: Step, bad_steps: Tensor) -> None:
         self._bad_steps = bad_steps
@@ -148,7 +173,7 @@ class SVIStep:
             self.settle()
 
     def settle(self) -> None:
-        """Make sure that the compiled steps so far were finite.
+        """Make sure that the compiled steps so far were finite, or are left out.
 
         Raises:
             NonFiniteLossError: one was not; nothing was updated by it, nor since.
@@ -159,9 +184,34 @@ class SVIStep:
         self._bad_steps = None
         if bad is not None:
             self.compiled.forget_bad_steps()
-            with drawn_again(bad.draws, self.fabric.device), self._at(bad.schedules):
-                loss = self.backward(bad.batch)
-            raise NonFiniteLossError(self._explain(bad, loss))
+            self._leave_out(bad, None)
+
+    def _leave_out(self, step: Step, loss: Tensor | None) -> None:
+        """Go on without the update, if one more may be skipped.
+
+        Args:
+            step: which is not finite.
+            loss: of it, with gradients in the parameters' ``.grad``; None: neither is at hand.
+
+        Raises:
+            NonFiniteLossError: naming what is not finite.
+        """
+        cause = ""
+        if self.skips.tells:
+            if loss is None:
+                with drawn_again(step.draws, self.fabric.device), self._at(step.schedules):
+                    loss = self.backward(step.batch)
+            cause = self._explain(step, loss)
+        self.skips.add(cause)
+        with torch.no_grad():
+            for name, buffer in self._held.named_buffers():
+                buffer.copy_(step.buffers[name])
+
+    def _copied_buffers(self) -> dict[str, Tensor]:
+        """Buffers of program and estimator, if a step may be left out: it may spoil them."""
+        if not self.skips.limit:
+            return {}
+        return {name: buffer.clone() for name, buffer in self._held.named_buffers()}
 
     def _count(self, batch: Batch) -> int:
         """The number of data that a loss is of."""

@@ -46,7 +46,7 @@ class FitResult:
     """A trained program and how it came about."""
 
     program: Program
-    """With the parameters of its best epoch (or the last, as asked)."""
+    """With the parameters of its best epoch (or the last, as asked); or averages of them."""
     data: DataSet
     """What it was trained on, on the device it was trained on."""
     history: list[dict[str, Any]]
@@ -79,9 +79,12 @@ def fit(
     epochs: int = 20,
     batch_size: int = 100,
     kl_warmup: float = 0.0,
+    kl_balance: bool = False,
     free_bits: float = 0.0,
     handlers: Sequence[Handler] = (),
     clip_grad_norm: float | None = None,
+    max_skipped: int = 0,
+    average_decay: float = 0.0,
     patience: int | None = None,
     valid_particles: int | None = None,
     keep: str = "best",
@@ -119,10 +122,16 @@ def fit(
         batch_size: data per step.
         kl_warmup: epochs over which the weight of the KL term rises from 0 to 1. It weighs
             training alone; the reported ELBO is never scaled.
+        kl_balance: in the warm-up, weigh the rates of two or more latent sites against each
+            other, so that none is given up: :class:`inference.kl_balance.KLBalance`.
         free_bits: nats per datum of each latent site's rate that cost nothing in training.
         handlers: schedules and objectives of the rate, of :mod:`inference.handlers`, such as
             ``[Capacity(25, num_steps=10_000)]``; numbers that they change count steps from 0.
         clip_grad_norm: largest norm of the gradient of the loss per datum.
+        max_skipped: updates of the run that are left out where loss or gradient is not finite;
+            each is counted in the metrics, and one more than that is an error.
+        average_decay: of a running average of the parameters, such as 0.999, which is what is
+            validated, kept and given back; 0: no average.
         patience: stop after this many epochs without a better validation ELBO.
         valid_particles: draws in validation; when left out, one a datum for local latents, and
             20 where there are global ones, whose few draws all data share.
@@ -164,8 +173,11 @@ def fit(
         epochs=epochs,
         batch_size=batch_size,
         kl_warmup=kl_warmup,
+        kl_balance=kl_balance,
         handlers=(*handlers, *([FreeBits(free_bits)] if free_bits else [])),
         clip_grad_norm=clip_grad_norm,
+        max_skipped=max_skipped,
+        average_decay=average_decay,
         patience=patience,
         valid_particles=valid_particles,
         checkpoint_every=checkpoint_every,
@@ -186,8 +198,7 @@ def fit(
                 loop.run(stop)
             finally:
                 loop.program.sealed = False
-        if keep == "best":
-            loop.restore_best()
+        loop.give(keep)
     for logger in fabric.loggers:
         logger.finalize("success")
     loop.program.eval()

@@ -44,7 +44,10 @@ class Validator:
         self.take = CompiledDensities(0 if compiled else None, least=BATCH)
 
     def __call__(self, program: Program) -> dict[str, float]:
-        """Validation numbers under the names of ``metrics.csv``; nats per datum."""
+        """Validation numbers under the names of ``metrics.csv``; nats per datum.
+
+        Of two or more latent sites, each has its rate; of codes, perplexity and dead ones.
+        """
         if self.shared:
             return {"valid_elbo": self._elbo_by_estimator(program)}
         batches = self.split.batches(BATCH)
@@ -54,6 +57,8 @@ class Validator:
             "valid_rate": result.rate,
             "valid_distortion": result.distortion,
         }
+        if len(result.kl) > 1:
+            numbers |= {f"valid_rate_{site}": rate for site, rate in result.kl.items()}
         numbers |= {f"valid_{name}": value for name, value in result.auxiliary.items()}
         for site, perplexity in result.perplexity.items():
             numbers[f"valid_perplexity_{site}"] = perplexity

@@ -114,6 +114,20 @@ class GlobalMean:
         pyro.sample("mu", dist.Normal(loc, scale))
 
 
+class WithoutLatents(nn.Module):
+    """x ~ N(loc, 1): nothing is latent."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+
+    def guide(self, x): ...
+
+
 class BernoulliToy(nn.Module):
     """b ~ Bernoulli(½), x | b ~ N(b, 1), q = Bernoulli(logit): a discrete latent."""
 

@@ -142,6 +142,12 @@ def test_the_epll_page_runs(tmp_path, monkeypatch, capsys):
     assert names["sharp"].shape == names["filled"].shape == (1, 24, 24)
 
 
+def test_the_training_page_runs(capsys):
+    (code,) = blocks(ROOT / "docs" / "training.md", "python")
+    exec(compile(code, "training.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("0 ")
+
+
 @pytest.mark.slow
 def test_the_latent_space_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from inference.plotting.latents import (
     principal_plane,
 )
 from inference.plotting.mixtures import component_means, mixture_contours_2d, mixture_density_1d
+from inference.plotting.rates import rate_sites, site_rates
 
 __all__ = [
     "animated",
@@ -38,8 +39,10 @@ __all__ = [
     "posterior_against_prior",
     "principal_plane",
     "rate_distortion",
+    "rate_sites",
     "reconstruction_grid",
     "side_by_side",
+    "site_rates",
     "tile",
     "training_curves",
     "traversals_with_information",

@@ -17,6 +17,7 @@ from programs import (
     EnumeratedMixture,
     GaussianToy,
     GlobalMean,
+    WithoutLatents,
     tiny_images,
     tiny_vae,
 )
@@ -418,18 +419,6 @@ def test_netcdf_gives_the_table_back(toy_table, tmp_path):
         xr.testing.assert_allclose(again.load(), toy_table)
         assert again.attrs["gradient"] == toy_table.attrs["gradient"]
         assert again["note"].values.tolist() == toy_table["note"].values.tolist()
-
-
-class WithoutLatents(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.loc = nn.Parameter(torch.zeros(()))
-
-    def model(self, x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
-
-    def guide(self, x): ...
 
 
 class Foreign(GaussianToy):

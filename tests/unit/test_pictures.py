@@ -17,8 +17,10 @@ from inference.plotting import (
     learning_curves,
     mode_search,
     principal_plane,
+    rate_sites,
     reconstruction_grid,
     side_by_side,
+    site_rates,
     tile,
 )
 from inference.report import format_number, png, to_images
@@ -261,3 +263,36 @@ def test_mode_search_shows_likelihood_beside_quality():
     assert right.get_ylabel() == "PSNR (dB)"
     assert right.get_legend().get_texts()[0].get_text() == "splitting"
     assert mode_search([1.0], [2.0], "quality").axes[1].get_legend() is None
+
+
+def test_rates_of_sites_are_lines_over_epochs_and_bars_at_one():
+    rows = [
+        {"epoch": e, "valid_rate": 9.0, "valid_rate_z_1": 2.0 * e, "valid_rate_z_2": -0.02 / e}
+        for e in (1, 2, 3)
+    ]
+    assert rate_sites(rows) == ["z_1", "z_2"]
+    assert rate_sites(history(2, valid_rate=2.0)) == []
+    figure = site_rates(rows, epoch=2)
+    left, right = figure.axes
+    first, second, limit = left.get_lines()
+    assert first.get_xdata().tolist() == [1, 2, 3]
+    assert first.get_ydata().tolist() == [2.0, 4.0, 6.0]
+    assert second.get_ydata().tolist() == [1e-3] * 3  # a logarithm's floor
+    assert limit.get_ydata()[0] == 0.1
+    assert [bar.get_height() for bar in right.patches] == [4.0, -0.01]
+    assert [bar.get_facecolor() for bar in right.patches] == [
+        tuple(line.get_color()) for line in (first, second)
+    ]
+    names = {label.get_text(): label.get_color() for label in right.get_xticklabels()}
+    assert names["z_1"] != "C3" == names["z_2"]
+    assert "after epoch 2, 3.99 in all" in right.get_title()
+    assert_draws(figure)
+
+
+def test_rates_of_many_sites_name_the_collapsed_ones():
+    row = {"epoch": 1} | {f"valid_rate_z_{i}": 0.01 if i == 13 else 1.0 for i in range(60)}
+    figure = site_rates([row], epoch=1)
+    names = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert len(names) == 21
+    assert "z_13" in names
+    assert_draws(figure)

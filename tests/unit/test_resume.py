@@ -32,7 +32,7 @@ FORK.set_forkserver_preload(["inference", "lightning_fabric", "torch._dynamo", "
 
 
 def train(folder: Path, *, epochs: int = 6, **options) -> None:
-    """A run that uses all that must survive: dynamic noise, Adam, a schedule, warm-up."""
+    """A run that uses all that must survive: dynamic noise, Adam, a schedule, warm-up, averages."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     data = binarize_data(from_tensors(tiny_images(200, binary=False)), "dynamic")  # 16 steps
@@ -41,6 +41,7 @@ def train(folder: Path, *, epochs: int = 6, **options) -> None:
         "batch_size": 10,
         "lr_schedule": "cosine",
         "kl_warmup": 2.0,
+        "average_decay": 0.9,
         "checkpoint_every": 0.0,  # after every step
         "progress": False,
         "seed": 4,
@@ -53,7 +54,8 @@ def final_state(folder: Path) -> dict[str, torch.Tensor]:
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     adam = state["optimizer"]["state"]
     moments = {f"adam{i}.{k}": v for i, entry in adam.items() for k, v in entry.items()}
-    return {**state["program"], **moments, "rng": state["rng"]["torch"]}
+    raw = {f"raw{i}": value for i, value in enumerate(state["average"]["raw"])}
+    return {**state["program"], **raw, **moments, "rng": state["rng"]["torch"]}
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:
@@ -156,7 +158,7 @@ def interrupted(folder: Path, monkeypatch, last_step: int, number=signal.SIGINT,
 @pytest.mark.parametrize("last_step", [0, 25])
 def test_a_compiled_run_resumes_to_the_same_end(tmp_path, monkeypatch, last_step):
     """The step after the resume is by the graph, as it would have been."""
-    options = {"epochs": 2, "compile": True, "clip_grad_norm": 1.0}
+    options = {"epochs": 2, "compile": True, "clip_grad_norm": 1.0, "max_skipped": 1}
     train(tmp_path / "once", **options)
     interrupted(tmp_path / "twice", monkeypatch, last_step, **options)
     train(tmp_path / "twice", **options)
@@ -293,7 +295,8 @@ def test_the_command_line_killed_and_resumed(tmp_path):
             _, errors = process.communicate()
         return process.returncode, errors
 
-    options = ("vae", "--data", "digits", "--epochs", "12", "--checkpoint_every", "0", "--out")
+    lengths = ("--epochs", "12", "--checkpoint_every", "0")
+    options = ("vae", "--data", "digits", *lengths, "--average_decay", "0.9", "--out")
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     metrics = tmp_path / "killed" / "metrics.csv"
     to_the_end(*options, whole)
