@@ -27,7 +27,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -43,6 +44,10 @@ from ppl_models.shared_pass import SharedPass, computed, recomputed
 
 MAX_LOG_SCALE = 5.0
 """Log-scales of p, and of q relative to p, stay within ± this: no step can make one infinite."""
+
+QUIET = 0.05
+"""Gain of the layers that give loc and log-scale, and the decoder's last: p starts near
+Normal(0, 1), q near p, and pixels near even odds."""
 
 
 class Start(nn.Module):
@@ -124,12 +129,17 @@ class GroupedVAE(PyroModule):
         self.shared = SharedPass(recomputed if checkpoint_cells else computed)
         self.spectral = SpectralNorms(self) if spectral_weight else None
 
+    def _in_order(self) -> Iterator[tuple[str, Group, int]]:
+        """Site, networks and scale of every group, the first drawn first."""
+        for number, (group, scale) in enumerate(zip(self.groups, self.scale_of, strict=True), 1):
+            yield f"z_{number}", cast(Group, group), scale
+
     @property
     def scales(self) -> list[list[str]]:
         """Names of the latent sites, scale by scale, the first drawn first."""
         found: list[list[str]] = [[] for _ in range(max(self.scale_of) + 1)]
-        for number, scale in enumerate(self.scale_of, start=1):
-            found[scale].append(f"z_{number}")
+        for name, _, scale in self._in_order():
+            found[scale].append(name)
         return found
 
     def normal(self, raw: Tensor, change: Tensor | None = None) -> dist.TorchDistribution:
@@ -155,9 +165,9 @@ class GroupedVAE(PyroModule):
         count = size if x is None else len(x)
         with self.shared.in_model(), pyro.plate("data", count, dim=-1):
             state = self.start()
-            for number, group in enumerate(self.groups, start=1):
+            for name, group, _ in self._in_order():
                 prior = self.normal(self.shared(group.prior, state))
-                z = pyro.sample(f"z_{number}", prior)  # (B, D, *rest)
+                z = pyro.sample(name, prior)  # (B, D, *rest)
                 state = self.shared(group.step, state, z)
             if self.spectral is not None and x is not None:
                 penalty = self.spectral_weight * self.spectral()
@@ -170,8 +180,8 @@ class GroupedVAE(PyroModule):
         features = self.encoder(x)
         with self.shared.in_guide() as kept, pyro.plate("data", len(x), dim=-1):
             state = self.start()
-            for number, group in enumerate(self.groups, start=1):
+            for name, group, scale in self._in_order():
                 raw = self.shared(group.prior, state)
-                change = group.change(state, features[self.scale_of[number - 1]])
-                z = pyro.sample(f"z_{number}", self.normal(raw, change), infer=kept())
+                posterior = self.normal(raw, group.change(state, features[scale]))
+                z = pyro.sample(name, posterior, infer=kept())  # (B, D, *rest)
                 state = self.shared(group.step, state, z)

@@ -26,22 +26,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ppl_models.errors import ProgramError, whole_number
-from ppl_models.grouped import Group, GroupedVAE, Start
+from ppl_models.grouped import QUIET, Group, GroupedVAE, Start
 from ppl_models.likelihoods import make_likelihood
 from ppl_models.nets.conv import Size, check_image
 from ppl_models.nets.residual_cells import AFTER_SWISH, make_cells
 from ppl_models.nets.weight_norm import WeightNormConv2d
 from ppl_models.shared_pass import Compute, computed, recomputed
-
-QUIET = 0.1
-"""Gain of what gives loc and log-scale: p starts near Normal(0, 1), and q near p."""
 
 
 def on_grids(network: nn.Module, grids: Tensor) -> Tensor:
@@ -150,7 +146,7 @@ class BottomUp(nn.Module):
         found = []
         for number, cells in enumerate(self.scales):
             grid = self.halvings[number - 1](grid) if number else grid
-            for cell in cells:
+            for cell in cells.children():
                 grid = self.compute(cell, grid)
             found.append(grid.reshape(*x.shape[:-3], *grid.shape[1:]))
         return found[::-1]

@@ -29,8 +29,8 @@ precision. So a draw that was detached, replaced or passed through a gate is com
 is all that depends on it; a guide that ran without gradients gives the model none of its states.
 A module with random numbers of its own (dropout) draws them once for both.
 
-The memory hangs on the guide's sites (``infer=kept()``): it is gone with the guide's trace, or at the
-end of the model, whichever is first. The object itself holds a weak reference, no tensor.
+The memory hangs on the guide's sites (``infer=kept()``): it is gone with the guide's trace, or at
+the end of the model, whichever is first. The object itself holds a weak reference, no tensor.
 """
 
 from __future__ import annotations

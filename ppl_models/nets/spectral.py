@@ -50,11 +50,11 @@ class SpectralNorms(nn.Module):
             left = self.get_buffer(_buffer(shape)).clone()  # (G, m)
             with torch.no_grad():
                 for _ in range(self.iterations if self.training else 1):
-                    right = F.normalize(torch.einsum("gm,gmn->gn", left, stacked), dim=-1)
-                    left = F.normalize(torch.einsum("gmn,gn->gm", stacked, right), dim=-1)
+                    right = F.normalize((left.unsqueeze(-2) @ stacked).squeeze(-2), dim=-1)
+                    left = F.normalize((stacked @ right.unsqueeze(-1)).squeeze(-1), dim=-1)
                 if self.training:
                     self.get_buffer(_buffer(shape)).copy_(left)
-            total.append(torch.einsum("gm,gmn,gn->g", left, stacked, right).sum())
+            total.append((left * (stacked @ right.unsqueeze(-1)).squeeze(-1)).sum())
         return torch.stack(total).sum()
 
 
