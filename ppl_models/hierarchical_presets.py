@@ -36,10 +36,10 @@ def _preset(name: str, what_for: str, **defaults: Any) -> Constructor:
 
 hvae_mnist_small = _preset(
     "hvae_mnist_small",
-    "Binarized digits on two cores: five groups at 7×7, one at 14×14.",
+    "Binarized digits on two cores: four groups at 7×7, two at 14×14.",
     groups=(4, 2),
-    latent_channels=8,
-    hidden_channels=(48, 24),
+    latent_channels=(8, 4),
+    hidden_channels=(48, 32),
     encoder_cells=1,
 )
 hvae_mnist = _preset(
