@@ -54,9 +54,12 @@ def loss_by_hand(net: GroupedVAE, x: Tensor) -> Tensor:
     return (loss + F.binary_cross_entropy_with_logits(logits, x, reduction="sum")) / len(x)
 
 
+LIKELIHOOD = "bernoulli"
+
+
 def by_hand(name: str, x: Tensor, compiled: bool) -> Arm:
     """A step of the hand-written loss."""
-    net = build(name)
+    net = build(name, likelihood=LIKELIHOOD)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     loss_of = torch.compile(loss_by_hand) if compiled else loss_by_hand
 
@@ -71,7 +74,7 @@ def by_hand(name: str, x: Tensor, compiled: bool) -> Arm:
 
 def ours(name: str, x: Tensor, compiled: bool) -> Arm:
     """A step of the program by the engine."""
-    program, estimator = as_program(build(name)), AnalyticKL()
+    program, estimator = as_program(build(name, likelihood=LIKELIHOOD)), AnalyticKL()
     estimator.prepare(prime(program, {"x": x}, None))
     optimizer = torch.optim.Adam(program.parameters(), lr=1e-3, fused=True)
     worth = (lambda rows: True) if compiled else None
@@ -92,7 +95,7 @@ def ours(name: str, x: Tensor, compiled: bool) -> Arm:
 
 def check_same(name: str, x: Tensor) -> None:
     """Both losses, on the same random numbers."""
-    net = build(name)
+    net = build(name, likelihood=LIKELIHOOD)
     program, estimator = as_program(net), AnalyticKL()
     with torch.no_grad(), program.scope():
         estimator.prepare(prime(program, {"x": x}, None))

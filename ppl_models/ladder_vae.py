@@ -149,7 +149,7 @@ class LadderVAE(GroupedVAE):
         x_shape: Sequence[int] = (1, 28, 28),
         latent_dims: Sequence[int] = (16, 32),
         hidden_dims: Sequence[int] = (256, 512),
-        likelihood: str = "bernoulli",
+        likelihood: str = "normal_shared_scale",
         grey_levels: int | None = None,
         checkpoint_cells: bool = False,
         spectral_weight: float = 0.0,

@@ -30,7 +30,7 @@ def tiny_hierarchy(**options) -> HierarchicalVAE:
 
 def tiny_ladder(**options) -> LadderVAE:
     torch.manual_seed(0)
-    return LadderVAE((1, 4, 4), (2, 3), (6, 8), **options)
+    return LadderVAE((1, 4, 4), (2, 3), (6, 8), **({"likelihood": "bernoulli"} | options))
 
 
 X = tiny_images(5)
