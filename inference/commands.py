@@ -193,7 +193,7 @@ def sample_run(
     device: str = "auto",
     data_root: str | None = None,
     seed: int = 0,
-    temperature: float = 1.0,
+    temperature: float | list[float] = 1.0,
     top_k: int | None = None,
     progress: bool | None = None,
     given: Mapping[str, str] | None = None,
@@ -211,7 +211,8 @@ def sample_run(
         device: auto, cpu or cuda.
         data_root: folder of data files, if it is another than in training.
         seed: of the draws.
-        temperature: of autoregressive sites, above 0; below 1 keeps to what is likely.
+        temperature: above 0, of Normal latents (a factor of their scale) and autoregressive sites;
+            below 1 keeps to what is likely. One number, or one a scale of latents, as [0.7,0.9].
         top_k: values that every position of an autoregressive site is drawn from; all if left out.
         progress: show a bar of the positions drawn; when left out, if somebody is looking.
         given: what the model is given, as texts by field.

@@ -6,7 +6,7 @@ Shapes: B data, S draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def sample(
         draw: at each field's site, ``mean`` of p(x | z) (the usual picture) or a ``sample``.
         given: fields to hold fixed, (S, ...); images of which a part is seen are completed.
         seed: of the draws; the global random state is left as it was.
-        sharpened: temperature and top_k of autoregressive sites.
+        sharpened: temperature of latents and of autoregressive sites, top_k of the latter.
 
     Returns:
         Every sample site by name, (S, ...): latents as drawn, fields of the data as asked.
@@ -67,7 +67,7 @@ def sample(
     """
     _check(draw)
     program = as_program(program)
-    around: AbstractContextManager[Any] = sharpened if sharpened is not None else nullcontext()
+    around = nullcontext() if sharpened is None else sharpened.of(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope(), around:
         trace = _completed(poutine.trace(program.draw_prior).get_trace(num, given))
     return {

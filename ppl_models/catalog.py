@@ -79,6 +79,31 @@ CATALOG: dict[str, Entry] = {
         "autoregressive prior over the codes of a trained VQ-VAE: --codes RUN",
         "van den Oord et al. 2017, arXiv:1711.00937",
     ),
+    "ladder_vae": Entry(
+        "ppl_models.ladder_vae:LadderVAE",
+        "dense layers of latents, each given those above",
+        "Sønderby et al. 2016, arXiv:1602.02282",
+    ),
+    "hvae_mnist_small": Entry(
+        "ppl_models.hierarchical_presets:hvae_mnist_small",
+        "hierarchical VAE, groups of latents on two grids, for a CPU",
+        "Vahdat & Kautz 2020, arXiv:2007.03898",
+    ),
+    "hvae_mnist": Entry(
+        "ppl_models.hierarchical_presets:hvae_mnist",
+        "the same, deeper and wider, for a GPU",
+        "Vahdat & Kautz 2020, arXiv:2007.03898",
+    ),
+    "hvae_cifar10": Entry(
+        "ppl_models.hierarchical_presets:hvae_cifar10",
+        "the same for colour images of 32×32",
+        "Vahdat & Kautz 2020, arXiv:2007.03898",
+    ),
+    "nvae_faces": Entry(
+        "ppl_models.hierarchical_presets:nvae_faces",
+        "NVAE's cells on three grids, for faces of 64×64",
+        "Vahdat & Kautz 2020, arXiv:2007.03898",
+    ),
     "categorical_vae": Entry(
         "ppl_models.categorical_vae:CategoricalVAE",
         "VAE with categorical latents (--estimator gumbel_softmax, leave_one_out, ...)",

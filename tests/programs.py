@@ -31,15 +31,35 @@ def images_for(likelihood: str, size: int) -> Tensor:
     return (x * 255).round() / 255
 
 
+SMALL_CELLS = {
+    "groups": (2, 1),
+    "latent_channels": 2,
+    "hidden_channels": 4,
+    "cells": 1,
+    "encoder_cells": 1,
+}
+SMALLER = {
+    "hvae_mnist_small": SMALL_CELLS,
+    "hvae_mnist": SMALL_CELLS,
+    "hvae_cifar10": SMALL_CELLS,
+    "nvae_faces": SMALL_CELLS | {"groups": (1, 1, 1)},
+}
+"""Arguments of presets that are deeper than a test has time for."""
+
+
+OF_BITS = ("cvae_completion", "hvae_mnist_small", "hvae_mnist")
+"""Programs with a Bernoulli likelihood by default."""
+
+
 def of_the_catalog(name: str) -> tuple[Program, dict[str, Tensor]]:
-    """A program of the catalog as it is made, and a few data for it: digits, or codes."""
+    """A program of the catalog as it is made, or smaller, and a few data: digits, or codes."""
     if name == "vqvae_prior":
         codes = {"grids": {"codes": (3, 4)}, "num_codes": 8}
         program = build_for(name, codes, load_data("digits").info)
         return program, {"codes": torch.arange(6 * 12).reshape(6, 3, 4) % 8}
-    bits = "threshold" if name == "cvae_completion" else "none"
+    bits = "threshold" if name in OF_BITS else "none"
     data = load_data("digits", binarize=bits)
-    return build_for(name, {}, data.info), next(iter(data.train.batches(6)))
+    return build_for(name, SMALLER.get(name, {}), data.info), next(iter(data.train.batches(6)))
 
 
 class GaussianToy(nn.Module):

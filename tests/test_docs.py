@@ -172,7 +172,13 @@ def test_every_kind_and_data_set_has_a_row():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "printed"), [("autoencoder", "MMD²"), ("beta_vae", None), ("vqvae", "(8, 4, 4)")]
+    ("name", "printed"),
+    [
+        ("autoencoder", "MMD²"),
+        ("beta_vae", None),
+        ("vqvae", "(8, 4, 4)"),
+        ("hierarchical_vae", None),
+    ],
 )
 def test_the_pages_of_the_vae_family_run(name, printed, capsys):
     for code in blocks(ROOT / "docs" / f"{name}.md", "python"):

@@ -9,6 +9,7 @@ from typing import Any
 from inference.explore.codebook import codebook
 from inference.explore.components import disentangling, posterior
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
+from inference.explore.levels import resample
 from inference.explore.result import Explorable, Exploration
 from inference.explore.walks import interpolation, manifold, traversal
 from ppl_models.errors import PplError, UnknownNameError
@@ -25,6 +26,7 @@ KINDS: dict[str, Callable[..., Exploration]] = {
     "disentanglement": disentangling,
     "posterior": posterior,
     "codebook": codebook,
+    "resample": resample,
 }
 """What ``--kind`` names."""
 

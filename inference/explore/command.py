@@ -32,6 +32,7 @@ def explore_run(
     against: float | None = None,
     balance: str | None = None,
     files: str | None = None,
+    levels: list[int] | None = None,
     seed: int | None = None,
     checkpoint: str = "best",
     device: str = "auto",
@@ -42,8 +43,9 @@ def explore_run(
     Kinds: manifold (plane of two components), interpolation (between images), traversal (one
     component at a time), attribute (a property added), analogy (a : b = c : ?), resynthesis
     (images from outside), nearest (training images nearest to samples), classes (label fixed,
-    latent fixed), disentanglement (traversals and MIG, DCI, SAP, of data with known factors),
-    posterior (codes of all data against the prior), codebook (each code's picture and its use).
+    latent fixed), resample (upper latents kept, those from a level down drawn anew),
+    disentanglement (traversals and MIG, DCI, SAP, of data with known factors), posterior (codes of
+    all data against the prior), codebook (each code's picture and its use).
     An option that a kind has no use for is refused.
 
     Args:
@@ -63,6 +65,7 @@ def explore_run(
         against: the other value; all others when left out.
         balance: a second property that the vector shall be free of.
         files: resynthesis of an image file, or of a folder of them.
+        levels: from which everything is drawn anew, as [3,1]; 1 is the first latent drawn.
         seed: of samples.
         checkpoint: best (by validation ELBO) or last.
         device: auto, cpu or cuda.
@@ -82,6 +85,7 @@ def explore_run(
         "against": against,
         "balance": balance,
         "files": files,
+        "levels": levels,
         "seed": seed,
     }
     chosen = {name: option for name, option in options.items() if option is not None}

@@ -19,6 +19,7 @@ from inference.latents.codes import (
     site_for,
 )
 from inference.latents.grids import manifold, vary_condition, vary_latent
+from inference.latents.levels import levels_of, resample
 from inference.latents.neighbours import Neighbours, nearest_training
 from inference.latents.paths import interpolate, lerp, slerp, traverse
 from inference.sampling import decode, encode
@@ -36,8 +37,10 @@ __all__ = [
     "interpolate",
     "latent_sites",
     "lerp",
+    "levels_of",
     "manifold",
     "nearest_training",
+    "resample",
     "resynthesize",
     "site_for",
     "slerp",

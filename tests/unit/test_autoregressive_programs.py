@@ -134,9 +134,9 @@ def test_a_bar_goes_over_the_positions(capsys):
     assert "20/20" in capsys.readouterr().err
 
 
-def test_temperature_without_an_autoregressive_site_is_refused():
-    with pytest.raises(PplError, match="of autoregressive sites, and this program draws none"):
-        sample(tiny_vae(), 2, sharpened=Sharpened(0.5))
+def test_top_k_without_an_autoregressive_site_is_refused():
+    with pytest.raises(PplError, match="top_k is of autoregressive sites, and this program draws"):
+        sample(tiny_vae(), 2, sharpened=Sharpened(top_k=2))
     assert _PYRO_STACK == []
     with pytest.raises(PplError, match="temperature must be positive"):
         sample(small(PixelCNN), 2, sharpened=Sharpened(0.0))

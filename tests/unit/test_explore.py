@@ -13,6 +13,7 @@ import pytest
 import torch
 from data_helpers import save_images
 from PIL import Image
+from programs import SMALLER
 
 from inference.cli import main
 from inference.commands import sample_run
@@ -97,6 +98,7 @@ OPTIONS = {
     "resynthesis": {"num": 3},
     "nearest": {"num": 3},
     "classes": {"num": 2},
+    "resample": {"num": 3},
 }
 SHEETS = {
     "manifold": (3, 3),
@@ -107,6 +109,7 @@ SHEETS = {
     "resynthesis": (3, 3),
     "nearest": (4, 3),
     "classes": (10, 2),
+    "resample": (3, 3),
 }
 """Rows and columns of images."""
 UNDER_A_LABEL = ("manifold", "traversal")
@@ -156,7 +159,8 @@ NOTHING_TO_WALK = {"gmm", "categorical_vae", "pixelcnn", "code_transformer", "vq
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
     likelihood = {} if name == "conv_grid_vae" else {"likelihood": "bernoulli"}
-    run = SimpleNamespace(program=build_for(name, likelihood, data.info), data=data)
+    program = build_for(name, likelihood | SMALLER.get(name, {}), data.info)
+    run = SimpleNamespace(program=program, data=data)
     assert shown(explore(run, "interpolation", **OPTIONS["interpolation"]).figure) == (2, 6)
     label = {"label": 3} if "y" in run.program.fields else {}
     found = explore(run, "traversal", steps=3, dims=[1], **label)
