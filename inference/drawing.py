@@ -44,7 +44,7 @@ class Sharpened(Messenger):
             return
         name = msg["name"]
         self.sites.append(name)
-        positions = fn.event_shape.numel()
+        positions = getattr(fn, "num_positions", fn.event_shape.numel())
         bar = tqdm(total=positions, desc=name, unit=" positions", disable=not self.shown)
         self.bars.append(bar)
         msg["fn"] = fn.sharpened(self.temperature, self.top_k, bar.update)
@@ -59,3 +59,24 @@ class Sharpened(Messenger):
                 "temperature and top_k are of autoregressive sites, and this program draws none; "
                 "leave them out"
             )
+
+
+class Calm(Messenger):
+    """Within, sites that can be ``sharpened``, and are not yet, are drawn at this temperature.
+
+    Args:
+        temperature: T > 0 of every position.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if (
+            not msg["is_observed"]
+            and getattr(fn, "temperature", None) == 1
+            and hasattr(fn, "sharpened")
+        ):
+            msg["fn"] = fn.sharpened(self.temperature)
