@@ -62,7 +62,7 @@ class Sharpened(Messenger):
 
 
 class Calm(Messenger):
-    """Within, sites that can be ``sharpened``, and are not yet, are drawn at this temperature.
+    """Within, sites that can be ``sharpened`` are drawn at this temperature.
 
     Args:
         temperature: T > 0 of every position.
@@ -73,10 +73,5 @@ class Calm(Messenger):
         self.temperature = temperature
 
     def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        if (
-            not msg["is_observed"]
-            and getattr(fn, "temperature", None) == 1
-            and hasattr(fn, "sharpened")
-        ):
-            msg["fn"] = fn.sharpened(self.temperature)
+        if not msg["is_observed"] and hasattr(msg["fn"], "sharpened"):
+            msg["fn"] = msg["fn"].sharpened(self.temperature)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,3 +36,23 @@ def tiny_class_rnn(**options: object) -> ClassSketchRNN:
 
 def tiny_decoder(**options: object) -> SketchDecoder:
     return SketchDecoder((9, 5), **(TINY | options))
+
+
+def write_sketches(
+    path: Path, more: Sequence[np.ndarray] = (), seed: int = 0, sizes: Sequence[int] = (20, 6, 6)
+) -> Path:
+    """An ``.npz`` in QuickDraw's format, with further drawings in its training part."""
+    random = np.random.RandomState(seed)
+    parts = {}
+    for part, size in zip(("train", "valid", "test"), sizes, strict=True):
+        drawings = [_random_strokes(random) for _ in range(size)]
+        drawings += list(more) if part == "train" else []
+        parts[part] = np.empty(len(drawings), dtype=object)
+        parts[part][:] = drawings
+    np.savez(path, **parts)
+    return path
+
+
+def _random_strokes(random: np.random.RandomState) -> np.ndarray:
+    moves = random.randint(1, 60, size=(random.randint(2, 9), 2))
+    return np.column_stack([moves, np.arange(len(moves)) % 3 == 2]).astype(np.int16)

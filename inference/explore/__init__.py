@@ -59,8 +59,8 @@ def explore(run: Explorable, kind: str, **options: Any) -> Exploration:
             f"kind {kind!r} takes no {', '.join(f'--{name}' for name in foreign)}; its options "
             f"are {', '.join(f'--{name}' for name in taken)}"
         )
-    drawings = run.data.info.offset_scale is not None
-    with Calm(STROKE_TEMPERATURE) if drawings else nullcontext():
+    calm = run.data.info.offset_scale is not None and kind != "temperature"
+    with Calm(STROKE_TEMPERATURE) if calm else nullcontext():
         return KINDS[kind](run, **options)
 
 

@@ -1,9 +1,9 @@
 """Arrays of arrays in ``.npz`` files, without running what a pickle may hold.
 
 QuickDraw's files keep drawings of different lengths as an array of objects, which numpy stores as a
-pickle. A pickle can call anything. This reader allows the three names by which numpy makes an
-array, and puts stand-ins in their place that check what they are given: not even numpy's own code
-sees a state that was not checked.
+pickle. A pickle can call anything. This reader allows the names by which numpy makes an array,
+and puts stand-ins in their place that check what they are given: not even numpy's own code sees a
+state that was not checked.
 
 References:
     Ha, Eck: A Neural Representation of Sketch Drawings, 2018, arXiv:1704.03477 (QuickDraw's files).
@@ -80,11 +80,19 @@ def _reconstruct(kind: object, shape: object, code: object) -> _Array:
     return _Array()
 
 
+def _bytes(text: object, codec: object) -> bytes:
+    """Bytes as protocol 2 has them, which numpy used until 1.16: letters, to be encoded."""
+    if not isinstance(text, str) or codec != "latin1":
+        raise ForbiddenPickleError(f"text in {codec!r}")
+    return text.encode("latin1")
+
+
 ALLOWED: Mapping[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
+    ("_codecs", "encode"): _bytes,
 }
 """All that a pickle may name, and what it gets."""
 
