@@ -1,7 +1,7 @@
 """Sketch-RNN on Omniglot's strokes: what a code is worth, after so many minutes of two cores.
 
 Two programs in turn, each for its budget of processor seconds of this process, all threads:
-``conditional`` (the recurrent VAE, with the paper's annealed rate and floor) and ``decoder`` (alone).
+``conditional`` (the recurrent VAE, with the paper's annealed rate and floor), ``decoder`` (alone).
 Compared are nats a movement on test drawings: the conditional distortion, −E log p(x | z), against
 the decoder's exact −log p(x). Validation is unscaled; its running mean is over five epochs, and the
 objective's KL weight rises, so that the bound is compared from where the weight has come near one.

@@ -55,6 +55,7 @@ def list_all() -> Numbers:
         | {
             "mnist, fashion_mnist, cifar10, ...": "any image set of torchvision",
             "FILE.npy, FILE.npz, FOLDER": "your own arrays or images",
+            "FILE.npz, FILE.ndjson, FOLDER of these or SVG": "pen drawings, as QuickDraw has them",
         },
         "estimators": {
             n: f"{e.objective}; latents: {e.latents}; bias: {e.bias}; particles: "

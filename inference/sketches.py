@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.data.dataset import DataInfo, DataSet
+from inference.data.dataset import DataSet
 from inference.data.sketches.files import READERS, read_drawings
 from inference.data.sketches.strokes import (
     Points,
@@ -103,22 +103,23 @@ def _longer(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x, more], 1)
 
 
-def read_beginning(text: str, info: DataInfo, simplify: float = 0.0) -> Tensor:
-    """The first drawing of a sketch file as a beginning, (1, P, 5), in the units of a data set.
+def read_beginning(text: str, program: Program, simplify: float = 0.0) -> Tensor:
+    """The first drawing of a sketch file as a beginning, (1, P, 5), in a program's unit.
 
     Its last line is left open: the pen stays down.
 
     Args:
         text: path of an ``.svg``, ``.ndjson`` or ``.npz`` file.
-        info: of drawings.
+        program: of drawings, which keeps the scale of what it was trained on.
         simplify: distance by which points may be off, in the unit of the file.
 
     Raises:
-        PplError: no such file, nothing drawn in it, or the data are no drawings.
+        PplError: no such file, nothing drawn in it, or the program knows no scale.
     """
-    path = Path(text)
-    if info.offset_scale is None:
-        raise PplError("--beginning is of drawings, and these data are none; leave it out")
+    path, kept = Path(text), getattr(program.owner, "offset_scale", None)
+    if kept is None:
+        raise PplError(f"--beginning is of drawings, and {program.name} makes none; leave it out")
+    scale = float(kept)
     if path.suffix not in READERS or not path.is_file():
         raise PplError(f"--beginning: expected an .svg, .ndjson or .npz file, got {text!r}")
     drawings = next(iter(read_drawings(path).parts.values()), [])
@@ -127,7 +128,7 @@ def read_beginning(text: str, info: DataInfo, simplify: float = 0.0) -> Tensor:
     if not len(strokes):
         raise PplError(f"--beginning: nothing is drawn in {text!r}")
     strokes[-1, 2] = 0.0
-    return stroke5([strokes / (info.offset_scale, info.offset_scale, 1.0)])[:, :-1]
+    return stroke5([strokes / (scale, scale, 1.0)])[:, :-1]
 
 
 def sketch_numbers(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from programs import GaussianToy
 from sketch_helpers import some_drawings, tiny_decoder, tiny_sketch_rnn, write_sketches
 from torch.distributions import kl_divergence
 
@@ -147,9 +148,9 @@ def test_beginnings_that_are_none(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(PplError, match=message):
-        read_beginning(str(tmp_path / name), load_data("doodles").info)
-    with pytest.raises(PplError, match="these data are none"):
-        read_beginning(str(tmp_path / name), load_data("digits").info)
+        read_beginning(str(tmp_path / name), as_program(tiny_decoder()))
+    with pytest.raises(PplError, match="GaussianToy makes none"):
+        read_beginning(str(tmp_path / name), as_program(GaussianToy()))
 
 
 def test_a_temperature_of_images_is_refused(folder, capsys, tmp_path):

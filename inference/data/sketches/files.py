@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from inference.data.files import IMAGE_ENDINGS
 from inference.data.sketches.object_arrays import has_objects, read_object_arrays
 from inference.data.sketches.strokes import Strokes, strokes_of
 from inference.data.sketches.svg import read_svg
@@ -32,9 +33,11 @@ class RawDrawings:
 
 
 def is_sketch_path(path: Path) -> bool:
-    """Whether a path is a sketch file, or a folder of them and of nothing that is an image."""
+    """Whether a path is a sketch file, or a folder that holds one before any image."""
     if path.is_dir():
-        return any(is_sketch_path(file) for file in path.rglob("*") if file.suffix in ENDINGS)
+        known = (f for f in path.rglob("*") if f.suffix.lower() in (*ENDINGS, *IMAGE_ENDINGS))
+        first = next(known, None)  # a folder of many images is not gone through
+        return first is not None and is_sketch_path(first)
     if path.suffix == ".npz":
         return path.is_file() and has_objects(path)
     return path.suffix in ENDINGS and path.is_file()
@@ -118,7 +121,7 @@ def read_ndjson(path: Path) -> RawDrawings:
                 lines = [np.array(part[:2], dtype=np.float64).T for part in item["drawing"]]
                 raw.parts["all"].append(strokes_of(lines))
                 raw.names["all"].append(str(item.get("word", "")))
-            except (TypeError, ValueError, IndexError):
+            except (TypeError, ValueError, IndexError, OverflowError):
                 raw.missing += 1
     if len(set(raw.names["all"])) < 2:
         raw.names = {}

@@ -40,7 +40,7 @@ def read_svg(path: Path) -> list[Points]:
         raise PplError(f"cannot read {path}: its root is <{_name(root)}>, not <svg>")
     try:
         return [line for line in _lines(root, np.eye(3)) if len(line)]
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, IndexError, KeyError, RecursionError) as error:
         raise PplError(f"cannot read {path}: a shape in it is malformed ({error})") from error
 
 
