@@ -31,7 +31,10 @@ COMMIT = _commit()
 
 
 def interleave(
-    arms: dict[str, Callable[[], Any]], rounds: int, per_round: int
+    arms: dict[str, Callable[[], Any]],
+    rounds: int,
+    per_round: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time the arms in turns, so that what disturbs the machine disturbs all of them.
 
@@ -39,6 +42,7 @@ def interleave(
         arms: what is timed, by name.
         rounds: turns of every arm, after one that does not count.
         per_round: calls in a turn.
+        clock: in seconds; ``time.process_time`` on a machine that is busy with other things.
 
     Returns:
         Seconds a call, one entry a round, by arm.
@@ -47,11 +51,11 @@ def interleave(
     order = list(arms)
     for turn in range(rounds + 1):
         for name in order if turn % 2 else order[::-1]:
-            started = time.perf_counter()
+            started = clock()
             for _ in range(per_round):
                 arms[name]()
             if turn:
-                seconds[name].append((time.perf_counter() - started) / per_round)
+                seconds[name].append((clock() - started) / per_round)
     return seconds
 
 

@@ -33,6 +33,8 @@ from inference.runs import (
     save_config,
 )
 from inference.sampling import to_complete
+from inference.sketch_files import reconstruct_drawings, sample_files
+from inference.sketches import are_drawings, sketch_numbers
 from inference.svi import fit
 from inference.testing import check_program
 from ppl_models.catalog import CATALOG, locate
@@ -53,6 +55,7 @@ def list_all() -> Numbers:
         | {
             "mnist, fashion_mnist, cifar10, ...": "any image set of torchvision",
             "FILE.npy, FILE.npz, FOLDER": "your own arrays or images",
+            "FILE.npz, FILE.ndjson, FOLDER of these or SVG": "pen drawings, as QuickDraw has them",
         },
         "estimators": {
             n: f"{e.objective}; latents: {e.latents}; bias: {e.bias}; particles: "
@@ -151,6 +154,7 @@ def evaluate_on(
     )
     numbers = {"split": split, "epoch": run.epoch} | result.to_dict()
     numbers |= code_numbers(run.program, result.kl)
+    numbers |= sketch_numbers(run.program, run.data, split, result)
     path = run.folder / "evaluation.json"
     write_atomically(path, (to_json(numbers, indent=2) + "\n").encode())
     return numbers
@@ -205,7 +209,8 @@ def sample_run(
     Args:
         run: folder of the run.
         num: how many.
-        out: PNG file, or .npz for the arrays; RUN/samples.png when left out.
+        out: PNG file, or .npz for the arrays; of drawings SVG, or GIF of their being made;
+            RUN/samples.png (and .svg, .gif of drawings) when left out.
         draw: mean of p(x | z), or a sample of it.
         checkpoint: best or last.
         device: auto, cpu or cuda.
@@ -228,8 +233,8 @@ def sample_run(
     drawn = report.sample(
         opened.program, num, draw=draw, given=inputs, seed=seed, sharpened=sharpened
     )
-    report.save_samples(path, opened, drawn)
-    return {"samples": num, "file": str(path)}
+    files = sample_files(path, opened, drawn, named=out is not None)
+    return {"samples": num, "file": files}
 
 
 def reconstruct_run(
@@ -242,6 +247,7 @@ def reconstruct_run(
     device: str = "auto",
     data_root: str | None = None,
     seed: int = 0,
+    temperature: float | None = None,
 ) -> Numbers:
     """Draw data beside their reconstructions.
 
@@ -249,15 +255,20 @@ def reconstruct_run(
         run: folder of the run.
         num: how many.
         split: train, valid or test.
-        out: PNG file; RUN/reconstructions.png when left out.
+        out: PNG file, of drawings also SVG or GIF; RUN/reconstructions.png when left out.
         checkpoint: best or last.
         device: auto, cpu or cuda.
         data_root: folder of data files, if it is another than in training.
         seed: of the draws.
+        temperature: of drawings, 1 when left out; the lower, the calmer.
     """
     opened = load_run(run, checkpoint=checkpoint, device=device, data_root=data_root)
     path = Path(out) if out is not None else opened.folder / "reconstructions.png"
     batch = next(iter(opened.data.split(split).batches(num)))
+    if are_drawings(batch.get("x")):
+        return reconstruct_drawings(opened, batch, out, temperature or 1.0, seed)
+    if temperature is not None:
+        raise PplError("temperature is of drawings, and these data are none; leave it out")
     figure = report.reconstruction_figure(opened, batch, num, seed)
     if figure is None:
         raise PplError(

@@ -98,7 +98,7 @@ class Sharpened(Messenger):
                 msg["fn"] = cooled
             return
         self.sites.append(name)
-        positions = fn.event_shape.numel()
+        positions = getattr(fn, "num_positions", fn.event_shape.numel())
         bar = tqdm(total=positions, desc=name, unit=" positions", disable=not self.shown)
         self.bars.append(bar)
         msg["fn"] = fn.sharpened(temperature, self.top_k, bar.update)
@@ -126,3 +126,19 @@ def _cooled(fn: Any, temperature: float) -> Any | None:
         base = _cooled(fn.base_dist, temperature)
         return None if base is None else base.to_event(fn.reinterpreted_batch_ndims)
     return Normal(fn.loc, fn.scale * temperature) if isinstance(fn, Normal) else None
+
+
+class Calm(Messenger):
+    """Within, sites that can be ``sharpened`` are drawn at this temperature.
+
+    Args:
+        temperature: T > 0 of every position.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and hasattr(msg["fn"], "sharpened"):
+            msg["fn"] = msg["fn"].sharpened(self.temperature)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inference.elbo.analytic_kl import closed_form_kl
 from inference.elbo.traces import Site, masked_log_prob
-from inference.schedules import StepSchedule, linear
+from inference.schedules import StepSchedule, exponential, linear
 from ppl_models.errors import PplError
 from ppl_models.program import auxiliary_loss
 
@@ -137,6 +137,27 @@ class KLWarmup(KLSchedule):
     def numbers(self) -> dict[str, float]:
         """The weight, unless there is no warm-up."""
         return super().numbers() if self.num_steps else {}
+
+
+class KLAnnealing(KLSchedule):
+    """A KL weight whose distance from one falls by a factor at every step.
+
+    With ``FreeBits(0.2 * D)`` it is Sketch-RNN's objective, weight · max(rate, floor).
+
+    Args:
+        decay: the factor R, between 0 and 1.
+        start: the weight at the first step.
+        sites: names of the latent sites; all when left out.
+
+    References:
+        Ha, Eck: A Neural Representation of Sketch Drawings, 2018, arXiv:1704.03477, section 3.2.
+    """
+
+    def __init__(
+        self, decay: float = 0.99995, start: float = 0.01, sites: Collection[str] | None = None
+    ) -> None:
+        self.decay, self.start = decay, start
+        super().__init__(exponential(decay, start), sites)
 
 
 class RateObjective(Handler, ABC):

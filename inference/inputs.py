@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference.data.checks import check_labels
 from inference.data.dataset import DataInfo
+from inference.sketches import read_beginning
 from ppl_models.errors import PplError, UnknownNameError
 from ppl_models.program import Program
 
@@ -60,7 +61,7 @@ def model_inputs(
         if name not in program.fields:
             known = [f"--{known}" for known in (*program.fields, *options)]
             raise UnknownNameError(f"option or field of {program.name}", f"--{name}", known)
-        values = _read(name, text)
+        values = read_beginning(text, program) if name == "beginning" else _read(name, text)
         if name == "y" and info.num_classes is not None:
             check_labels(values, info.num_classes, f"--{name}")
         found[name] = values[torch.arange(num) % len(values)]

@@ -19,7 +19,7 @@ from inference.averaging import WeightAverage
 from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoint
 from inference.data.dataset import DataSet
 from inference.devices import rng_state, set_rng_state
-from inference.handlers import KLWarmup
+from inference.handlers import KLWarmup, KLWeight
 from inference.kl_balance import KLBalance
 from inference.nonfinite import NonFiniteLossError
 from inference.parameters import trainable, trained
@@ -174,7 +174,7 @@ class TrainingLoop:
             **numbers,
             "grad_norm": float(self.norm_sum) / batches if batches else math.nan,
             **({"skipped": self.at.skipped_batches} if self.settings.max_skipped else {}),
-            "kl_weight": self.kl_warmup.weight,
+            "kl_weight": self._kl_weight(),
             "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
             "seconds": round(self.at.seconds, 3),
         }
@@ -197,6 +197,11 @@ class TrainingLoop:
             self._save(LAST)
         self.fabric.log_dict(row, step=self.at.step)
         self.progress.epoch_done(row)
+
+    def _kl_weight(self) -> float:
+        """Of all latent sites, by all schedules together."""
+        weights = [h.weight for h in self.step.handlers if isinstance(h, KLWeight) and not h.sites]
+        return math.prod(weights)
 
     def _is_best(self, elbo: float) -> bool:
         """Whether this epoch is the best so far; without a folder its parameters are kept here."""

@@ -33,13 +33,14 @@ from inference.plotting import (
 )
 from inference.runs import Run, read_metrics
 from inference.sampling import encode, reconstruct, sample, to_complete
+from inference.sketches import are_drawings, drawing_file, pictures_of
 from inference.weights import batch_size
 from ppl_models.errors import PplError
 from ppl_models.program import Batch
 
 CAPTIONS = {
-    "samples": "Draws from the prior predictive: means of p(x | z) for z ~ p(z).",
-    "reconstructions": "Test data, and below each the mean of p(x | z) for one z ~ q(z | x).",
+    "samples": "Draws from the prior predictive: means of p(x | z), or draws of it, for z ~ p(z).",
+    "reconstructions": "Test data, and below each the mean of p(x | z), or a draw, z ~ q(z | x).",
     "learning_curves": "Every epoch on held-out data, unscaled; nats per datum.",
     "rates": "What each latent site tells of a datum: its rate in validation, unscaled, over the "
     "epochs and at the one that is kept. A site in red has collapsed: its posterior is all but its "
@@ -50,9 +51,11 @@ CAPTIONS = {
 
 
 def to_images(x: Tensor | None) -> np.ndarray | None:
-    """Data as images (N, C, H, W), or None: they are none."""
+    """Data as images (N, C, H, W), or None: they are none. Drawings are drawn."""
     if x is None:
         return None
+    if are_drawings(x):
+        return pictures_of(x)
     if x.dim() == 3:
         x = x.unsqueeze(1)
     if x.dim() != 4 or x.shape[1] not in (1, 3):
@@ -109,7 +112,7 @@ def make_pictures(run: Run, num: int = 64) -> dict[str, Path]:
 
 
 def save_samples(path: Path, run: Run, drawn: Mapping[str, Tensor]) -> None:
-    """Write draws as a PNG grid of images, or all sites as ``.npz``.
+    """Write draws as a PNG grid of images, or all sites as ``.npz``; drawings as SVG or GIF too.
 
     Raises:
         PplError: the draws are no images, or the file's ending is another.
@@ -119,6 +122,8 @@ def save_samples(path: Path, run: Run, drawn: Mapping[str, Tensor]) -> None:
         arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in drawn.items()}
         np.savez(buffer, **arrays)
         return write_atomically(path, buffer.getvalue())
+    if are_drawings(drawn.get("x")) and path.suffix != ".png":
+        return write_atomically(path, drawing_file(path.suffix, drawn["x"]))
     images = to_images(drawn["x"]) if "x" in drawn else None
     if path.suffix != ".png" or images is None:
         what = "the draws are no images" if images is None else f"cannot write {path.suffix!r}"

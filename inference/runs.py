@@ -30,7 +30,12 @@ from ppl_models.program import Program, as_program
 from ppl_models.vqvae_prior import with_prior
 
 CONFIG = "config.yaml"
-FROM_DATA = {"x_shape": "x_shape", "num_classes": "num_classes", "grey_levels": "levels"}
+FROM_DATA = {
+    "x_shape": "x_shape",
+    "num_classes": "num_classes",
+    "grey_levels": "levels",
+    "offset_scale": "offset_scale",
+}
 """Constructor arguments that are facts of the data, and what these call them."""
 
 
@@ -181,8 +186,8 @@ def takes_codes(spec: str) -> bool:
 def build_for(spec: str, arguments: dict[str, Any], info: DataInfo) -> Program:
     """Construct a program for a data set.
 
-    A constructor that names ``x_shape``, ``num_classes`` or ``grey_levels`` gets them from the
-    data, if they say.
+    A constructor that names ``x_shape``, ``num_classes``, ``grey_levels`` or ``offset_scale`` gets
+    them from the data, if they say.
 
     Args:
         spec: as in :func:`ppl_models.resolve`.

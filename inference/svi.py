@@ -19,7 +19,7 @@ from inference.elbo.base import Estimator, set_plate_nesting
 from inference.elbo.checks import require_enumeration
 from inference.elbo.traces import Traces
 from inference.em.start import start_untouched
-from inference.handlers import FreeBits, Handler
+from inference.handlers import FreeBits, Handler, KLAnnealing
 from inference.loop import LAST, TrainingLoop
 from inference.priming import (
     check_data,
@@ -80,6 +80,7 @@ def fit(
     batch_size: int = 100,
     kl_warmup: float = 0.0,
     kl_balance: bool = False,
+    kl_decay: float = 0.0,
     free_bits: float = 0.0,
     handlers: Sequence[Handler] = (),
     clip_grad_norm: float | None = None,
@@ -124,6 +125,8 @@ def fit(
             training alone; the reported ELBO is never scaled.
         kl_balance: in the warm-up, weigh the rates of two or more latent sites against each
             other, so that none is given up: :class:`inference.kl_balance.KLBalance`.
+        kl_decay: factor by which what the KL weight lacks of one, 0.99 at first, falls at every
+            step, such as Sketch-RNN's 0.99995; 0: the weight is one.
         free_bits: nats per datum of each latent site's rate that cost nothing in training.
         handlers: schedules and objectives of the rate, of :mod:`inference.handlers`, such as
             ``[Capacity(25, num_steps=10_000)]``; numbers that they change count steps from 0.
@@ -174,7 +177,11 @@ def fit(
         batch_size=batch_size,
         kl_warmup=kl_warmup,
         kl_balance=kl_balance,
-        handlers=(*handlers, *([FreeBits(free_bits)] if free_bits else [])),
+        handlers=(
+            *handlers,
+            *([KLAnnealing(kl_decay)] if kl_decay else []),
+            *([FreeBits(free_bits)] if free_bits else []),
+        ),
         clip_grad_norm=clip_grad_norm,
         max_skipped=max_skipped,
         average_decay=average_decay,

@@ -124,6 +124,21 @@ CATALOG: dict[str, Entry] = {
         "causal Transformer over images or grids of integers; its likelihood is exact",
         "Chen et al. 2020",
     ),
+    "sketch_rnn": Entry(
+        "ppl_models.sketch_rnn:SketchRNN",
+        "Sketch-RNN: a recurrent VAE of pen strokes",
+        "Ha & Eck 2018, arXiv:1704.03477",
+    ),
+    "class_sketch_rnn": Entry(
+        "ppl_models.sketch_rnn:ClassSketchRNN",
+        "Sketch-RNN of a class that is asked for",
+        "Ha & Eck 2018, arXiv:1704.03477",
+    ),
+    "sketch_rnn_decoder": Entry(
+        "ppl_models.sketch_rnn:SketchDecoder",
+        "Sketch-RNN without a code: its likelihood is exact, and it draws on from a beginning",
+        "Ha & Eck 2018, arXiv:1704.03477",
+    ),
 }
 
 

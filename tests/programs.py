@@ -52,11 +52,14 @@ OF_BITS = ("cvae_completion", "hvae_mnist_small", "hvae_mnist")
 
 
 def of_the_catalog(name: str) -> tuple[Program, dict[str, Tensor]]:
-    """A program of the catalog as it is made, or smaller, and a few data: digits, or codes."""
+    """A program of the catalog as it is made, or smaller, and a few data for it."""
     if name == "vqvae_prior":
         codes = {"grids": {"codes": (3, 4)}, "num_codes": 8}
         program = build_for(name, codes, load_data("digits").info)
         return program, {"codes": torch.arange(6 * 12).reshape(6, 3, 4) % 8}
+    if "sketch" in name:
+        drawings = load_data("doodles")
+        return build_for(name, {}, drawings.info), next(iter(drawings.train.batches(4)))
     bits = "threshold" if name in OF_BITS else "none"
     data = load_data("digits", binarize=bits)
     return build_for(name, SMALLER.get(name, {}), data.info), next(iter(data.train.batches(6)))

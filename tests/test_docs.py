@@ -201,6 +201,21 @@ def test_the_pages_of_autoregressive_models_run(name, tmp_path, monkeypatch, cap
     assert (tmp_path / "drawn.png").is_file() == (name == "vqvae_prior")
 
 
+@pytest.mark.slow
+def test_the_pages_of_sketches_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start.svg").write_text('<svg><path d="M0 0L30 0L30 40"/></svg>')
+    (code,) = blocks(ROOT / "docs" / "sketch_rnn.md", "python")
+    names: dict = {}
+    exec(compile(code, "sketch_rnn.md", "exec"), names)
+    assert names["drawings"].shape == (8, 43, 5)
+    for page in ("sketch_rnn", "sketch_rnn_decoder"):
+        for words in commands(ROOT / "docs" / f"{page}.md"):
+            assert main(shortened(words)) == 0, words
+    for name in ("samples", "reconstructions", "interpolate", "temperature"):
+        assert (tmp_path / "runs" / "sketch" / f"{name}.svg").is_file(), name
+
+
 def test_makefile_commands_of_the_readme_exist():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     named = re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)

@@ -17,6 +17,7 @@ from inference.data.dataset import (
 from inference.data.faces import celeba, faces, frey_faces, olivetti_faces
 from inference.data.files import load_array_file, load_image_folder
 from inference.data.shapes import rendered_shapes
+from inference.data.sketches import SKETCHES, SketchOptions, is_sketch, load_sketches
 from inference.data.sources import (
     Source,
     binarized_mnist,
@@ -44,6 +45,10 @@ SOURCES: dict[str, Source] = {
         olivetti_faces, "40 people × 10, 1×64×64, labels; faces/ in the data root"
     ),
     "celeba": Source(celeba, "202,599 faces, 3×64×64, 40 attributes; celeba/ in the data root"),
+    **{
+        name: Source(lambda root, name=name: load_sketches(name, root), summary)  # type: ignore[misc]
+        for name, (_, summary) in SKETCHES.items()
+    },
 }
 """Data sets that are not torchvision's."""
 
@@ -55,30 +60,49 @@ def load_data(
     binarize: str = "none",
     dequantize: bool = False,
     num_workers: int = 0,
+    max_points: int = 250,
+    simplify: float = 0.0,
+    augment: bool = False,
+    classes: list[str] | None = None,
 ) -> DataSet:
     """A data set by name or path.
 
     Args:
         data: a name of ``SOURCES`` (``digits``, ``mnist5k``, ``shapes``, ``faces``, ...), any
             image set of torchvision (``mnist``, ``fashion_mnist``, ``cifar10``, ...), an ``.npy``
-            or ``.npz`` file, or a folder of images.
+            or ``.npz`` file, or a folder of images; of drawings ``doodles``, ``omniglot_strokes``,
+            ``short_kanji``, a file of QuickDraw's (``.npz``, ``.ndjson``), or a folder of these or
+            of SVG files.
         data_root: folder of downloaded files; else the variable PPL_DATA_ROOT, else a cache.
         binarize: ``none``, ``threshold``, ``static`` (once) or ``dynamic`` (every batch anew).
         dequantize: add uniform noise to bytes, so that densities give bits per dimension.
         num_workers: processes that read a data set that is streamed.
+        max_points: movements of the pen after which drawings are cut.
+        simplify: leave out points of drawings that are no farther than this from the line without
+            them (Ramer, Douglas & Peucker), in the unit of the file.
+        augment: stretch drawings for training at random, and leave out a tenth of their points.
+        classes: of drawings, by name; all when left out.
 
     Raises:
         UnknownNameError: no data set, file or folder of that name.
         PplError: the data are missing, malformed or not what the options need.
     """
-    loaded = binarize_data(_load(data, data_root, num_workers), binarize)
+    drawn = SketchOptions(max_points, simplify, augment, tuple(classes) if classes else None)
+    loaded = binarize_data(_load(data, data_root, num_workers, drawn), binarize)
     if dequantize and binarize != "none":
         raise PplError("binarized data cannot be dequantized; give one of the two options")
     return dequantize_data(loaded) if dequantize else loaded
 
 
-def _load(name: str, root: str | None, num_workers: int) -> DataSet:
+def _load(name: str, root: str | None, num_workers: int, drawn: SketchOptions) -> DataSet:
     folder = data_root(root)
+    if is_sketch(name):
+        return load_sketches(name, folder, drawn)
+    if drawn != SketchOptions():
+        raise PplError(
+            f"max_points, simplify, augment and classes are of drawings, and {name!r} is none; "
+            "leave them out"
+        )
     if name in SOURCES:
         return SOURCES[name].load(folder).map(lambda split: _read_by(split, num_workers))
     path = Path(name)

@@ -43,6 +43,12 @@ class DataInfo:
     """Names of the columns of fields (B, M) that hold several properties, such as factors."""
     categorical: tuple[str, ...] = ()
     """Columns whose values are mere names: no one is between two others."""
+    offset_scale: float | None = None
+    """Of drawings: what their offsets were divided by, in the unit of their source."""
+    class_names: tuple[str, ...] = ()
+    """Names of the labels, where the data tell them."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Data that were cut, left out or refused when they were read, by why."""
 
 
 class Split(Protocol):

@@ -59,6 +59,8 @@ def load_array_file(path: Path) -> DataSet:
 
 
 def _as_field(name: str, array: np.ndarray, path: Path) -> Tensor:
+    if not isinstance(array, np.ndarray):  # a member of the archive that is none
+        raise PplError(f"{path}: {name!r} is no array; expected an .npz of plain numbers")
     if array.dtype.kind not in "biuf":
         raise PplError(f"{path}: field {name!r} is of type {array.dtype}; expected numbers")
     if array.dtype == np.uint8 and array.ndim > 1:

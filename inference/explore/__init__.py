@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
+from inference.drawing import Calm
 from inference.explore.codebook import codebook
 from inference.explore.components import disentangling, posterior
 from inference.explore.edits import analogy, attribute, classes, nearest, resynthesis
 from inference.explore.levels import resample
 from inference.explore.result import Explorable, Exploration
+from inference.explore.temperature import temperature
 from inference.explore.walks import interpolation, manifold, traversal
 from ppl_models.errors import PplError, UnknownNameError
 
@@ -27,8 +30,12 @@ KINDS: dict[str, Callable[..., Exploration]] = {
     "posterior": posterior,
     "codebook": codebook,
     "resample": resample,
+    "temperature": temperature,
 }
 """What ``--kind`` names."""
+ALIASES = {"interpolate": "interpolation"}
+STROKE_TEMPERATURE = 0.1
+"""At which drawings are made of codes, so that pictures show these and not the noise of the pen."""
 
 
 def explore(run: Explorable, kind: str, **options: Any) -> Exploration:
@@ -44,6 +51,7 @@ def explore(run: Explorable, kind: str, **options: Any) -> Exploration:
         PplError: an option that the kind has not, or what it cannot do with this program and
             these data.
     """
+    kind = ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise UnknownNameError("kind of exploration", kind, KINDS)
     taken = [name for name in inspect.signature(KINDS[kind]).parameters if name != "run"]
@@ -53,7 +61,9 @@ def explore(run: Explorable, kind: str, **options: Any) -> Exploration:
             f"kind {kind!r} takes no {', '.join(f'--{name}' for name in foreign)}; its options "
             f"are {', '.join(f'--{name}' for name in taken)}"
         )
-    return KINDS[kind](run, **options)
+    calm = run.data.info.offset_scale is not None and kind != "temperature"
+    with Calm(STROKE_TEMPERATURE) if calm else nullcontext():
+        return KINDS[kind](run, **options)
 
 
 __all__ = ["KINDS", "Explorable", "Exploration", "explore"]

@@ -20,15 +20,20 @@ from inference.devices import isolated_rng
 from inference.explore.result import Explorable
 from inference.report import to_images
 from inference.sampling import to_complete
+from inference.sketches import are_drawings, drawing_file, pictures_of
 from ppl_models.errors import PplError, UnknownNameError
 
 
 def pictures(x: Tensor) -> np.ndarray:
-    """Images (..., C, H, W), with any number of dimensions before, as an array.
+    """Images (..., C, H, W), or drawings (..., T, 5), with any number of dimensions before.
 
     Raises:
         PplError: the data are no images.
     """
+    rows = x.reshape(-1, *x.shape[-2:]) if x.dim() >= 3 else x
+    if are_drawings(rows):
+        drawn = pictures_of(rows)
+        return drawn.reshape(*x.shape[:-2], *drawn.shape[1:])
     flat = to_images(x.reshape(-1, *x.shape[-3:])) if x.dim() >= 4 else None
     if flat is None:
         raise PplError(
@@ -36,6 +41,12 @@ def pictures(x: Tensor) -> np.ndarray:
             "In Python inference.latents gives the values themselves"
         )
     return flat.reshape(*x.shape[:-3], *flat.shape[1:])
+
+
+def vectors(x: Tensor) -> bytes | None:
+    """Drawings (R, S, T, 5) in R rows as SVG, or None: the data are none."""
+    rows = x.reshape(-1, *x.shape[-2:])
+    return drawing_file(".svg", rows, x.shape[1]) if are_drawings(rows) else None
 
 
 def pick(split: Split, places: Sequence[int]) -> dict[str, Tensor]:

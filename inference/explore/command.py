@@ -45,13 +45,15 @@ def explore_run(
     (images from outside), nearest (training images nearest to samples), classes (label fixed,
     latent fixed), resample (upper latents kept, those from a level down drawn anew),
     disentanglement (traversals and MIG, DCI, SAP, of data with known factors), posterior (codes of
-    all data against the prior), codebook (each code's picture and its use).
+    all data against the prior), codebook (each code's picture and its use), temperature (draws of
+    autoregressive sites at growing temperature).
     An option that a kind has no use for is refused.
 
     Args:
         run: folder of the run.
         kind: which picture.
-        out: PNG or GIF file; when left out RUN/KIND.png, and RUN/KIND.gif if it moves.
+        out: PNG, GIF or SVG file; when left out RUN/KIND.png, RUN/KIND.gif if it moves, and of
+            drawings RUN/KIND.svg.
         num: images, samples, or draws a label.
         steps: of a walk or traversal; images a side of a manifold.
         images: places of data in the split, as [3,17]; for analogies in threes.
@@ -98,7 +100,7 @@ def explore_run(
 
 
 def save(found: Exploration, default: Path, out: Path | str | None) -> dict[str, str]:
-    """Write an exploration as PNG, and as GIF if it moves.
+    """Write an exploration as PNG, as GIF if it moves, and drawings as SVG too.
 
     Args:
         found: the exploration.
@@ -109,12 +111,17 @@ def save(found: Exploration, default: Path, out: Path | str | None) -> dict[str,
         PplError: another ending, or a GIF of what does not move.
     """
     path = Path(out) if out else default
-    if path.suffix not in (".png", ".gif"):
+    if path.suffix not in (".png", ".gif", ".svg"):
         raise PplError(f"cannot write {path.suffix!r}: give --out FILE.png, or FILE.gif")
     written = {}
     if path.suffix == ".png":
         write_atomically(path, png(found.figure))
         written["file"] = str(path)
+    if path.suffix == ".svg" and found.svg is None:
+        raise PplError("only drawings are written as SVG: give --out FILE.png, or FILE.gif")
+    if found.svg is not None and (path.suffix == ".svg" or not out):
+        write_atomically(path.with_suffix(".svg"), found.svg)
+        written["lines"] = str(path.with_suffix(".svg"))
     if path.suffix == ".gif" or (found.frames is not None and not out):
         if found.frames is None:
             raise PplError("this kind does not move, so there is no GIF of it: give --out FILE.png")

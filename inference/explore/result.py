@@ -27,3 +27,5 @@ class Exploration:
     frames: np.ndarray | None = None
     """(T, N, C, H, W): frames of N images each, if it moves."""
     numbers: dict[str, Any] = field(default_factory=dict)
+    svg: bytes | None = None
+    """Of drawings, the same as lines."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from inference import latents
-from inference.explore.choice import asked_for, pick, pictures, some_places, under_label
+from inference.explore.choice import asked_for, pick, pictures, some_places, under_label, vectors
 from inference.explore.result import Explorable, Exploration
 from inference.plotting import labelled_grid
 
@@ -70,7 +70,8 @@ def interpolation(
     if "y" in run.program.fields:
         title += ", the label changed half-way" if label is None else f", all decoded as {label}"
     figure = labelled_grid(pictures(shown), rows, columns, title)
-    return Exploration(figure, pictures(walks.transpose(0, 1)), {"images": len(places)})
+    frames = pictures(walks.transpose(0, 1))
+    return Exploration(figure, frames, {"images": len(places)}, vectors(shown))
 
 
 def traversal(
@@ -95,7 +96,8 @@ def traversal(
     start = f"the code of {split} image {images[0]}" if images else "the prior's mean"
     title = f"{run.program.name}: one component at a time, from {start}"
     figure = labelled_grid(pictures(found), rows, deviations(steps), title)
-    return Exploration(figure, pictures(found.transpose(0, 1)), {"components": len(wanted)})
+    frames = pictures(found.transpose(0, 1))
+    return Exploration(figure, frames, {"components": len(wanted)}, vectors(found))
 
 
 def deviations(steps: int) -> list[str]:

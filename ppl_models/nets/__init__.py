@@ -14,6 +14,7 @@ from ppl_models.nets.conv import (
 from ppl_models.nets.masked_conv import GatedPixelCNN
 from ppl_models.nets.mlp import ACTIVATIONS, mlp
 from ppl_models.nets.quantizer import Codebook, Quantized, fingerprint_of
+from ppl_models.nets.recurrent import StrokeDecoder, StrokeEncoder
 
 __all__ = [
     "ACTIVATIONS",
@@ -26,6 +27,8 @@ __all__ = [
     "GridDecoder",
     "GridEncoder",
     "Quantized",
+    "StrokeDecoder",
+    "StrokeEncoder",
     "check_channels",
     "fingerprint_of",
     "halvings",
