@@ -45,7 +45,7 @@ from ppl_models.shared_pass import SharedPass, computed, recomputed
 MAX_LOG_SCALE = 5.0
 """Log-scales of p, and of q relative to p, stay within ± this: no step can make one infinite."""
 
-QUIET = 0.05
+QUIET = 0.1
 """Gain of the layers that give loc and log-scale, and the decoder's last: p starts near
 Normal(0, 1), q near p, and pixels near even odds."""
 

@@ -16,7 +16,6 @@ from pyro import poutine
 from torch import nn
 from unit.test_shared_pass import tiny_hierarchy, tiny_ladder
 
-from inference import fit, load_data
 from inference.elbo import AnalyticKL
 from inference.elbo.handlers import FixedValues
 from inference.elbo.traces import run_traces
@@ -29,8 +28,6 @@ from ppl_models.hierarchical_presets import hvae_mnist_small
 from ppl_models.hierarchical_vae import HierarchicalVAE
 from ppl_models.ladder_vae import LadderVAE
 
-LEARNING_RATE, CLIP = 2e-3, 100.0
-"""As in the command of docs/hierarchical_vae.md."""
 PRESETS = [n for n in CATALOG if n.startswith(("hvae", "nvae"))]
 
 
@@ -202,7 +199,7 @@ def test_28_by_28_has_grids_of_7_and_14():
 def test_the_posterior_starts_near_the_prior_and_pixels_near_even_odds():
     torch.manual_seed(0)
     found = evaluate(hvae_mnist_small(), {"x": (torch.rand(4, 1, 28, 28) > 0.8).float()})
-    assert found.rate < 60  # of 490 numbers and more
+    assert found.rate < 200  # of 3,136 numbers
     assert found.distortion == pytest.approx(784 * math.log(2), rel=0.1)
 
 
@@ -298,17 +295,3 @@ def test_a_step_traces_to_the_same_and_leaves_nothing_behind(options):
     for ours, theirs in zip(*both(step, tiny_images(6)), strict=True):
         torch.testing.assert_close(ours, theirs)
     assert program.shared._latest is None
-
-
-@pytest.mark.slow
-def test_twice_the_learning_rate_does_not_end_in_nan():
-    """2,000 steps of a small one; ``fit`` refuses a loss or gradient that is not finite."""
-    torch.manual_seed(0)
-    program = HierarchicalVAE((1, 8, 8), (2, 1), 4, 8, encoder_cells=1)
-    data = load_data("digits", binarize="threshold")
-    epochs = math.ceil(2000 / math.ceil(len(data.train) / 100))
-    result = fit(
-        program, data, epochs=epochs, batch_size=100, learning_rate=2 * LEARNING_RATE,
-        clip_grad_norm=CLIP, compile=False,
-    )  # fmt: skip
-    assert result.history[-1]["valid_elbo"] > result.history[0]["valid_elbo"]
