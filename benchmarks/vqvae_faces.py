@@ -28,11 +28,13 @@ from ppl_models.quantized import QuantizedProgram
 from ppl_models.vqvae import VQVAE
 from ppl_models.vqvae2 import VQVAE2
 
-WIDTH = {"hidden_channels": 48, "residual_blocks": 2, "code_dim": 32}
+NETWORK = {"hidden_channels": 32, "residual_blocks": 2, "code_dim": 16}
+LEARNING = {"commitment_cost": 2.0, "decay": 0.95}
+OPTIONS: dict[str, Any] = {**NETWORK, **LEARNING}
 ARMS: dict[str, Callable[[], QuantizedProgram]] = {
-    "two grids, 2 × 256 codes": lambda: VQVAE2((1, 64, 64), 256, **WIDTH),
-    "one grid, 512 codes": lambda: VQVAE((1, 64, 64), 512, **WIDTH),
-    "one grid, 1024 codes": lambda: VQVAE((1, 64, 64), 1024, **WIDTH),
+    "two grids, 2 × 256 codes": lambda: VQVAE2((1, 64, 64), 256, **OPTIONS),
+    "one grid, 512 codes": lambda: VQVAE((1, 64, 64), 512, **OPTIONS),
+    "one grid, 1024 codes": lambda: VQVAE((1, 64, 64), 1024, **OPTIONS),
 }
 
 
@@ -44,7 +46,7 @@ def main() -> None:
     args = options.parse_args()
     data = load_data("olivetti_faces")
     training = {"epochs": args.epochs, "batch_size": 16, "learning_rate": 2e-3}
-    kept = Kept("vqvae_faces", training | {"seeds": args.seeds, **WIDTH})
+    kept = Kept("vqvae_faces", training | {"seeds": args.seeds, **OPTIONS})
     shown: dict[str, torch.Tensor] = {}
 
     def measure(name: str, seed: int) -> dict[str, Any]:
