@@ -107,7 +107,7 @@ def test_an_npz_with_something_else_in_it(tmp_path):
     np.savez(path, **parts)
     with pytest.raises(PplError, match=r"bad.npz is no sketch file.*system"):
         load_data(str(path))
-    np.savez(path, drawings=objects([np.zeros((2, 3))]))
+    np.savez(path, train=objects([np.zeros((2, 3))]))
     with pytest.raises(PplError, match="expected the arrays train, valid and test"):
         load_data(str(path))
 

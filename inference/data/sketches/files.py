@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inference.data.files import IMAGE_ENDINGS
-from inference.data.sketches.object_arrays import has_objects, read_object_arrays
+from inference.data.sketches.object_arrays import objects_in, read_object_arrays
 from inference.data.sketches.strokes import Strokes, strokes_of
 from inference.data.sketches.svg import read_svg
 from ppl_models.errors import PplError
@@ -39,7 +39,7 @@ def is_sketch_path(path: Path) -> bool:
         first = next(known, None)  # a folder of many images is not gone through
         return first is not None and is_sketch_path(first)
     if path.suffix == ".npz":
-        return path.is_file() and has_objects(path)
+        return path.is_file() and bool(set(PARTS) & set(objects_in(path)))
     return path.suffix in ENDINGS and path.is_file()
 
 

@@ -137,13 +137,14 @@ def read_pickled_arrays(file: IO[bytes]) -> list[np.ndarray]:
     return found
 
 
-def has_objects(path: Path) -> bool:
-    """Whether an ``.npz`` file has an array of objects; False of what is no such file."""
+def objects_in(path: Path) -> list[str]:
+    """Names of the arrays of objects in an ``.npz`` file; none in what is no such file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(_header(archive, name)[1].hasobject for name in archive.namelist())
+            found = [n for n in archive.namelist() if _header(archive, n)[1].hasobject]
+            return [name.removesuffix(".npy") for name in found]
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
-        return False
+        return []
 
 
 def read_object_arrays(path: Path) -> dict[str, list[np.ndarray]]:
@@ -164,8 +165,10 @@ def read_object_arrays(path: Path) -> dict[str, list[np.ndarray]]:
                     else:
                         arrays = list(np.lib.format.read_array(file, allow_pickle=False))
                 found[member.removesuffix(".npy")] = arrays
+    except PplError:
+        raise
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise PplError(f"cannot read {path}: {error}") from error
+        raise PplError(f"it cannot be read: {error}") from error
     return found
 
 
