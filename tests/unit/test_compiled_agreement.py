@@ -28,6 +28,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 pytestmark = pytest.mark.slow
 SERVES = {"gmm": ("enumerate", 1), "categorical_vae": ("leave_one_out", 2)}
 """Estimators of programs with discrete latents, and their particles."""
+LEFT_OUT = ("hvae_mnist", "hvae_cifar10", "sketch_rnn", "class_sketch_rnn", "sketch_rnn_decoder")
+"""The first two are ``hvae_mnist_small`` when as small; drawings are cut to length, so eager."""
 in_both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -64,7 +66,7 @@ def test_every_estimator(name, dtype):
 
 
 @in_both_precisions
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in LEFT_OUT])
 def test_every_program_of_the_catalog(name, dtype):
     program, batch = of_the_catalog(name)
     agreement(program, make_estimator(*SERVES.get(name, ("analytic_kl", 1))), batch, dtype)
