@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+log = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -58,6 +62,23 @@ class WeightAverage:
             yield
         finally:
             self.swap()
+
+    @staticmethod
+    def warn_of_statistics(program: nn.Module) -> None:
+        """Say so if a program has running statistics, which are of the parameters' own values."""
+        found = [
+            name
+            for name, module in program.named_modules()
+            if isinstance(module, _NormBase) and module.track_running_stats
+        ]
+        if found:
+            log.warning(
+                "average_decay: running statistics of %s are those of the weights themselves, not "
+                "of their average, which is validated and kept with them and may fit them badly. "
+                "Leave average_decay out, or normalize without statistics of the batch (weight, "
+                "group or layer normalization).",
+                ", ".join(found),
+            )
 
     def state(self) -> dict[str, Any]:
         """What goes on training, for a checkpoint that is written :meth:`in_place`."""

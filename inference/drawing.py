@@ -24,7 +24,8 @@ class Sharpened(Messenger):
 
     Args:
         temperature: T > 0; or one for each of the program's scales, the first drawn first, where
-            the program has an attribute ``scales``, the names of its latent sites by scale.
+            the program has an attribute ``scales``, the names of its latent sites by scale; what
+            is of no scale is then drawn as it is.
         top_k: values that a position of an autoregressive site is drawn from, or None for all.
         progress: show a bar of the positions; when left out, if somebody is looking.
 
@@ -90,7 +91,7 @@ class Sharpened(Messenger):
         fn, name = msg["fn"], msg["name"]
         if msg["is_observed"]:
             return
-        temperature = self._of_site.get(name, self.temperatures[0])
+        temperature = self._of_site.get(name, 1.0) if self.several else self.temperatures[0]
         if not hasattr(fn, "sharpened"):
             cooled = None if name in self._data else _cooled(fn, temperature)
             if cooled is not None:

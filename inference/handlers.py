@@ -10,7 +10,7 @@ handler.around_guide(guide), ...)``, with ``handler.at(step)`` before each step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +18,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from inference.densities import DATA_PLATE
 from inference.elbo.analytic_kl import closed_form_kl
-from inference.elbo.traces import Site, masked_log_prob
+from inference.elbo.traces import PARTICLES, Site, masked_log_prob
 from inference.schedules import StepSchedule, exponential, linear
 from ppl_models.errors import PplError
 from ppl_models.program import auxiliary_loss
@@ -220,13 +221,22 @@ class RateObjective(Handler, ABC):
                 )
             kl = {name: _kl(*pair) for name, pair in pairs.items()}
             self.sizes = {name: site["value"].numel() for name, (site, _) in pairs.items()}
-            rows = max(term.numel() for term in kl.values())
-            rates = {name: term.sum() / rows for name, term in kl.items()}
+            data, particles = _counts([site for _, site in pairs.values()], kl.values())
+            rates = {name: term.sum() / (data * particles) for name, term in kl.items()}
             scales = {name: site["scale"] for name, (_, site) in pairs.items()}
-            auxiliary_loss(type(self).__name__, rows * self.penalty(rates, scales))
+            # Once for all particles: their plate, which is around the model, repeats it for each.
+            auxiliary_loss(type(self).__name__, data * self.penalty(rates, scales))
             return value
 
         return recorded
+
+
+def _counts(sites: Iterable[Site], terms: Iterable[Tensor]) -> tuple[int, int]:
+    """How many data, and how many particles in one pass, the terms of these sites are of."""
+    sizes = {f.name: f.size for site in sites for f in site["cond_indep_stack"] if f.vectorized}
+    particles = sizes.get(PARTICLES, 1)
+    data = sizes.get(DATA_PLATE) or max(term.numel() for term in terms) // particles
+    return data, particles
 
 
 def _kl(guide_site: Site, model_site: Site) -> Tensor:

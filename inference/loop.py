@@ -82,6 +82,8 @@ class TrainingLoop:
         balance = [KLBalance(self.kl_warmup.num_steps)] if settings.kl_balance else []
         decay = settings.average_decay
         self.average = WeightAverage(trainable(program), decay) if decay else None
+        if self.average is not None:
+            self.average.warn_of_statistics(program)
         self.step = SVIStep(
             program,
             estimator,

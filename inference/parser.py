@@ -29,7 +29,7 @@ class Parser(ArgumentParser):
         unknown = [w for w in words if w.startswith("--") and w not in options]
         near = difflib.get_close_matches(unknown[0], options, n=3, cutoff=0.6) if unknown else []
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        if "Expected a <class 'collections.abc.Sequence'>" in message:
+        if "Expected a <class 'collections.abc.Sequence'>" in message or "list[" in message:
             hint += " Write several numbers in brackets: [4,4]."
         return f"{message.strip()}{hint} See {self.prog} --help."
 

@@ -65,6 +65,22 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
     return number
 
 
+def whole_numbers(name: str, values: object, least: int = 1) -> list[int]:
+    """Counts that a user gave, one for each of several things.
+
+    Args:
+        name: of the option.
+        values: what came.
+        least: the smallest that is taken.
+
+    Raises:
+        PplError: it is no list, or not all are whole numbers, or one is too small.
+    """
+    if not isinstance(values, Iterable):
+        raise PplError(f"{name} must be a list of whole numbers, such as [4,2]; got {values!r}")
+    return [whole_number(name, value, least) for value in values]
+
+
 def without_shapes(message: str) -> str:
     """A message without the table of shapes that Pyro adds to errors within a trace."""
     return message.partition("Trace Shapes:")[0].rstrip()

@@ -27,6 +27,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -115,8 +116,10 @@ class GroupedVAE(PyroModule):
         if not scales or not all(scales):
             counts = [len(groups) for groups in scales]
             raise ProgramError(f"every scale needs at least one group, got {counts}")
-        if not spectral_weight >= 0:
-            raise ProgramError(f"spectral_weight must not be negative, got {spectral_weight}")
+        if not 0 <= spectral_weight < math.inf:
+            raise ProgramError(
+                f"spectral_weight must be finite and not negative, got {spectral_weight}"
+            )
         self.start = start
         self.groups = nn.ModuleList(group for groups in scales for group in groups)
         self.scale_of = [s for s, groups in enumerate(scales) for _ in groups]

@@ -24,14 +24,14 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ppl_models.errors import ProgramError, whole_number
+from ppl_models.errors import ProgramError, whole_number, whole_numbers
 from ppl_models.grouped import QUIET, Group, GroupedVAE, Start
 from ppl_models.likelihoods import make_likelihood
 from ppl_models.nets.conv import Size, check_image
@@ -216,13 +216,13 @@ def one_a_scale(name: str, value: int | Sequence[int], scales: int) -> list[int]
     Raises:
         PplError: another count of numbers, or not all are whole and positive.
     """
-    numbers = [value] * scales if isinstance(value, int) else list(value)
+    numbers = list(value) if isinstance(value, Iterable) else [value] * scales
     if len(numbers) != scales:
         raise ProgramError(
             f"{name} must be one number, or one for each of the {scales} scales of groups (the "
             f"smallest grid first); got {numbers}"
         )
-    return [whole_number(name, number) for number in numbers]
+    return whole_numbers(name, numbers)
 
 
 class HierarchicalVAE(GroupedVAE):
@@ -263,9 +263,9 @@ class HierarchicalVAE(GroupedVAE):
         spectral_weight: float = 0.0,
     ) -> None:
         channels, *size = check_image(x_shape)
-        if not groups:
+        counts = whole_numbers("groups of the scales", groups)
+        if not counts:
             raise ProgramError("groups must name one scale or more, got none")
-        counts = [whole_number("groups of a scale", n) for n in groups]
         halvings = whole_number("stem_halvings", stem_halvings, least=0)
         grids = grids_of(size, len(counts), halvings)
         latent = one_a_scale("latent_channels", latent_channels, len(counts))

@@ -28,7 +28,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppl_models.errors import ProgramError, whole_number
+from ppl_models.errors import ProgramError, whole_numbers
 from ppl_models.grouped import QUIET, Group, GroupedVAE, Start
 from ppl_models.likelihoods import make_likelihood
 from ppl_models.nets.residual_cells import AFTER_SWISH, dense_cell
@@ -154,8 +154,8 @@ class LadderVAE(GroupedVAE):
         checkpoint_cells: bool = False,
         spectral_weight: float = 0.0,
     ) -> None:
-        latent = [whole_number("latent_dims", n) for n in latent_dims]
-        hidden = [whole_number("hidden_dims", n) for n in hidden_dims]
+        latent = whole_numbers("latent_dims", latent_dims)
+        hidden = whole_numbers("hidden_dims", hidden_dims)
         if not latent or len(latent) != len(hidden):
             raise ProgramError(
                 "latent_dims and hidden_dims name one number for every layer, the topmost first, "

@@ -24,9 +24,10 @@ and hands the model the result: ::
 
 A result is handed on only where the call would compute the same again, gradient included: the same
 module, in the same mode, with the same parameters and buffers (the same tensors, not written to
-since), of the same input tensors (likewise), with gradients recorded or not as before, in the same
-precision. So a draw that was detached, replaced or passed through a gate is computed anew, and so
-is all that depends on it; a guide that ran without gradients gives the model none of its states.
+since, frozen or not as before), of the same input tensors (likewise), with gradients recorded or
+not as before, in the same precision. So a draw that was detached, replaced or passed through a gate
+is computed anew, and so is all that depends on it; a guide that ran without gradients gives the
+model none of its states.
 A module with random numbers of its own (dropout) draws them once for both.
 
 The memory hangs on the guide's sites (``infer=kept()``): it is gone with the guide's trace, or at
@@ -68,10 +69,10 @@ def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
 
 
 class Memory:
-    """Results of calls, with the tensors that they were made of, so that no id comes twice."""
+    """Results of calls, with the module and tensors that they are of, so that no id comes twice."""
 
     def __init__(self) -> None:
-        self.results: dict[Hashable, tuple[tuple[Tensor, ...], Any]] = {}
+        self.results: dict[Hashable, tuple[tuple[nn.Module, *tuple[Tensor, ...]], Any]] = {}
         self.open = True
         """Whether the guide is still running: calls are recorded."""
 
@@ -134,18 +135,18 @@ class SharedPass:
             return memory.results[key][1]
         result = self.compute(module, *inputs)
         if memory.open:
-            memory.results[key] = (held, result)
+            memory.results[key] = ((module, *held), result)
         return result
 
 
 def _key(module: nn.Module, held: tuple[Tensor, ...]) -> Hashable:
     """What a call's result depends on, as identities; ``held`` are its inputs and what it owns."""
-    device = held[0].device.type
+    device = held[0].device.type if held else "cpu"
     return (
         id(module),
-        module.training,
+        *(part.training for part in module.modules()),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-        *((id(t), None if t.is_inference() else t._version) for t in held),
+        *((id(t), t.requires_grad, None if t.is_inference() else t._version) for t in held),
     )

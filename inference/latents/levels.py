@@ -59,6 +59,8 @@ def resample(
     program = as_program(program)
     names = levels_of(program, batch)
     wanted = range(len(names) + 1, 0, -1) if levels is None else levels
+    if not wanted:
+        raise PplError(f"levels must name one level or more, from 1 to {len(names) + 1}; got none")
     for level in wanted:
         if not 1 <= level <= len(names) + 1:
             raise PplError(

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ppl_models.errors import ProgramError
+from ppl_models.errors import ProgramError, whole_number
 from ppl_models.nets.mlp import make_activation, mlp
 
 Size = tuple[int, int]
@@ -61,14 +61,14 @@ def check_image(x_shape: Sequence[int]) -> tuple[int, int, int]:
     """C, H and W of an image's shape.
 
     Raises:
-        ProgramError: it is no image's.
+        PplError: it is no image's.
     """
     if len(x_shape) != 3:
         raise ProgramError(
             f"convolutions need images (C, H, W), got data of shape {tuple(x_shape)}; use an MLP "
             "(the model `vae`)"
         )
-    channels, height, width = x_shape
+    channels, height, width = (whole_number("x_shape", size) for size in x_shape)
     return channels, height, width
 
 

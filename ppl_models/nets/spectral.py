@@ -47,15 +47,20 @@ class SpectralNorms(nn.Module):
         total: list[Tensor] = []
         for shape, matrices in self._by_shape().items():
             stacked = torch.stack(matrices)  # (G, m, n)
-            left = self.get_buffer(_buffer(shape)).clone()  # (G, m)
-            with torch.no_grad():
-                for _ in range(self.iterations if self.training else 1):
-                    right = F.normalize((left.unsqueeze(-2) @ stacked).squeeze(-2), dim=-1)
-                    left = F.normalize((stacked @ right.unsqueeze(-1)).squeeze(-1), dim=-1)
-                if self.training:
-                    self.get_buffer(_buffer(shape)).copy_(left)
-            total.append((left * (stacked @ right.unsqueeze(-1)).squeeze(-1)).sum())
+            with torch.autocast(stacked.device.type, enabled=False):  # 16 bits are too few
+                total.append(self._norms(_buffer(shape), stacked).sum())
         return torch.stack(total).sum()
+
+    def _norms(self, name: str, stacked: Tensor) -> Tensor:
+        """σ_max of matrices (G, m, n), (G,), from the vectors in the buffer of this name."""
+        left = self.get_buffer(name).clone()  # (G, m)
+        with torch.no_grad():
+            for _ in range(self.iterations if self.training else 1):
+                right = F.normalize((left.unsqueeze(-2) @ stacked).squeeze(-2), dim=-1)
+                left = F.normalize((stacked @ right.unsqueeze(-1)).squeeze(-1), dim=-1)
+            if self.training:
+                self.get_buffer(name).copy_(left)
+        return (left * (stacked @ right.unsqueeze(-1)).squeeze(-1)).sum(-1)
 
 
 def matrices_of(network: nn.Module) -> Iterator[Tensor]:

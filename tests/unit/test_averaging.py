@@ -139,6 +139,22 @@ def test_a_decay_that_is_none_is_refused(decay):
         fit(tiny_vae(), tiny_images(), average_decay=decay)
 
 
+class Normed(Base):
+    def setup(self):
+        self.norm = nn.BatchNorm1d(3)
+
+    def encode(self, x):
+        return self.encoder(self.norm(x))
+
+
+@pytest.mark.parametrize(("make", "decay"), [(Normed, 0.9), (Normed, 0.0), (Base, 0.9)])
+def test_running_statistics_of_batches_are_warned_of(make, decay, caplog):
+    data = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
+    fit(make(), data, epochs=1, batch_size=10, average_decay=decay, compile=False, progress=False)
+    said = [r.message for r in caplog.records if "running statistics of owner.norm" in r.message]
+    assert len(said) == (make is Normed and decay > 0)
+
+
 def test_it_is_nearer_to_the_optimum_than_the_last_weights():
     """SGD at a large rate: the last weights are noisy, their average is not."""
     x = torch.randn(2000, generator=torch.Generator().manual_seed(3))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pytest
 import torch
 from compiled_helpers import both, step_of
 from programs import GaussianToy, tiny_images, tiny_vae
-from torch.distributions import Normal, kl_divergence
+from pyro.distributions import Normal
+from torch import nn
+from torch.distributions import kl_divergence
 
 from inference import evaluate, fit
 from inference.elbo import AnalyticKL, Pathwise
@@ -132,6 +135,33 @@ def test_an_objective_counts_what_weighs_the_rate():
     found = AnalyticKL().loss(free.around_model(model), free.around_guide(guide), X)
     distortion = float(objective(toy, KLWeight(0.0), AnalyticKL()).detach())
     assert found == pytest.approx(distortion + len(X) * 3.0 * 5.0, rel=1e-5)
+
+
+class Parts(nn.Module):
+    """a and three b's a datum, each N(0, 1) and N(1, 1) in the guide: rates of 0.5 and 1.5."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", Normal(0.0, 1.0))
+            with pyro.plate("parts", 3, dim=-2):
+                b = pyro.sample("b", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(a + b.sum(-2), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("a", Normal(1.0, 1.0))
+            with pyro.plate("parts", 3, dim=-2):
+                pyro.sample("b", Normal(1.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", [Pathwise, AnalyticKL])
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_rates_are_a_datums_within_further_plates_and_of_several_particles(kind, vectorized):
+    estimator = kind(num_particles=4, vectorize_particles=vectorized)
+    plain = objective(Parts(), KLWeight(), estimator)
+    found = objective(Parts(), FreeBits(5.0), estimator)
+    short = (5 - 0.5) + (5 - 1.5)
+    torch.testing.assert_close(found, plain + len(X) * short)
 
 
 def test_training_with_a_capacity_holds_the_rate_there():

@@ -254,15 +254,19 @@ def test_sampling_holds_still_under_a_seed():
         ({"x_shape": (1, 30, 28)}, "divide height and width by 4.*30×28.*height 28 or 32 and"),
         ({"x_shape": (1, 2, 2)}, "height 4 and width 4"),
         ({"x_shape": (784,)}, "ladder_vae|`vae`"),
+        ({"x_shape": (0, 28, 28)}, "x_shape must be a whole number of at least 1, got 0"),
         ({"groups": ()}, "groups must name one scale or more, got none"),
-        ({"groups": (2, 0)}, "groups of a scale must be a whole number of at least 1, got 0"),
+        ({"groups": (2, 0)}, "groups of the scales must be a whole number of at least 1, got 0"),
+        ({"groups": 3}, r"groups of the scales must be a list of .* such as \[4,2\]; got 3"),
         ({"hidden_channels": (4, 4, 4)}, "one for each of the 2 scales"),
+        ({"latent_channels": 8.5}, "latent_channels must be a whole number .* got 8.5"),
         ({"latent_channels": 0}, "latent_channels must be a whole number of at least 1, got 0"),
         ({"cells": 0}, "cells must be a whole number"),
         ({"stem_halvings": -1}, "stem_halvings must be a whole number of at least 0"),
         ({"cell": "deepwise"}, "unknown cell 'deepwise'. Did you mean 'depthwise'"),
         ({"likelihood": "bernouli"}, "Did you mean 'bernoulli'"),
-        ({"spectral_weight": -1.0}, "spectral_weight must not be negative"),
+        ({"spectral_weight": -1.0}, "spectral_weight must be finite and not negative, got -1"),
+        ({"spectral_weight": math.inf}, "spectral_weight must be finite"),
         (
             {"x_shape": (2, 8, 8), "likelihood": "discretized_logistic_mixture"},
             "1 or 3 channels, got 2",
@@ -278,6 +282,11 @@ def test_what_cannot_be_built_is_refused(options, message):
 def test_a_ladder_needs_a_width_for_every_layer(widths):
     with pytest.raises(ProgramError, match="one number for every layer"):
         LadderVAE((1, 4, 4), *widths)
+
+
+def test_the_layers_of_a_ladder_are_a_list():
+    with pytest.raises(PplError, match="latent_dims must be a list of whole numbers"):
+        LadderVAE((1, 4, 4), 3, (4,))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from programs import images_for, tiny_images, tiny_vae
 from unit.test_shared_pass import tiny_hierarchy, tiny_ladder
 
 from inference import latents
+from inference.cli import main
 from inference.drawing import Sharpened
 from inference.sampling import sample
 from ppl_models import PplError, build
+from ppl_models.hierarchical_vae import HierarchicalVAE
 
 
 def drawn(program, temperature=1.0):
@@ -33,6 +35,21 @@ def test_one_temperature_a_scale():
     assert torch.equal(first["z_2"], plain["z_2"])  # of the first scale
     assert not torch.allclose(first["z_3"], plain["z_3"])
     assert not torch.allclose(second["z_1"], plain["z_1"])
+
+
+class Partly(HierarchicalVAE):
+    """Names a scale for two of its three groups."""
+
+    scales = (("z_1",), ("z_2",))
+
+
+def test_what_is_of_no_scale_is_drawn_as_it_is():
+    torch.manual_seed(0)
+    found = drawn(Partly((1, 4, 4), (2, 1), 2, 4, encoder_cells=1), [1e-6, 1.0])
+    spread = {name: float(found[name].std(0).mean()) for name in ("z_1", "z_2", "z_3")}
+    assert spread["z_1"] < 1e-5
+    assert spread["z_2"] > 0.5
+    assert spread["z_3"] > 0.5
 
 
 def test_the_data_keep_their_scale():
@@ -99,6 +116,16 @@ def test_levels_above_are_kept():
 def test_a_level_that_is_not_there_is_refused(level):
     with pytest.raises(PplError, match=f"no level {level};.*z_1, z_2, z_3: levels 1 to 3, and 4"):
         latents.resample(tiny_hierarchy(), {"x": tiny_images(3)}, [level])
+
+
+def test_no_levels_are_refused():
+    with pytest.raises(PplError, match="one level or more, from 1 to 4; got none"):
+        latents.resample(tiny_hierarchy(), {"x": tiny_images(3)}, [])
+
+
+def test_levels_on_the_command_line_stand_in_brackets(capsys):
+    assert main(["explore", "run", "--kind", "resample", "--levels", "3"]) == 2
+    assert "Write several numbers in brackets: [4,4]." in capsys.readouterr().err
 
 
 def test_a_program_without_latents_is_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 import weakref
 
 import pyro
@@ -144,6 +145,53 @@ def test_parameters_written_to_since_are_seen():
     ours = run_model(program.model, guide, (X,), {}).log_prob_sum()
     theirs = run_model(program.model, guide, (X,), {}).log_prob_sum()  # nothing is remembered
     assert torch.equal(ours, theirs)
+
+
+def test_parameters_freed_since_get_their_gradients():
+    program = tiny_hierarchy()
+    steps = [group.step for group in program.groups]
+    for step in steps:
+        step.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pyro's, that they are frozen
+        guide = poutine.trace(program.guide).get_trace(X)
+    for step in steps:
+        step.requires_grad_(True)
+    run_model(program.model, guide, (X,), {}).log_prob_sum().backward()
+    assert all(p.grad is not None for step in steps for p in step.parameters())
+
+
+class Times(nn.Module):
+    """A number that is no parameter."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, z):
+        return self.drop(self.factor * z)
+
+
+def test_modules_made_on_the_spot_are_not_mistaken_for_one_another():
+    shared, z = SharedPass(), torch.ones(1)
+    with shared.in_guide() as kept:
+        held = kept()
+        found = [float(shared(Times(factor).eval(), z)) for factor in range(5)]
+    assert found == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert held[KEY].results
+
+
+def test_the_mode_of_a_part_is_seen():
+    shared, z, module = SharedPass(), torch.ones(1000), Times(1.0)
+    with shared.in_guide() as kept:
+        held = kept()
+        noisy = shared(module, z)
+    module.drop.eval()
+    with shared.in_model():
+        assert torch.equal(shared(module, z), z)
+    assert not torch.equal(noisy, z)
+    assert not held[KEY].results
 
 
 @pytest.mark.parametrize("replace", [torch.clone, torch.detach])
