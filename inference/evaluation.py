@@ -20,7 +20,7 @@ from inference.compiled_weights import CompiledDensities
 from inference.data.dataset import Split
 from inference.densities import SiteDensities
 from inference.devices import isolated_rng
-from inference.weights import Take, batch_size, evaluation_mode, particle_blocks
+from inference.weights import Take, batch_size, evaluation_mode, particle_blocks, rows_at_once
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
 
@@ -93,7 +93,7 @@ def evaluate(
     num_particles: int = 1,
     num_data: int | None = None,
     log_jacobian: float | None = None,
-    max_rows: int = 16_384,
+    max_rows: int | None = None,
     seed: int = 0,
     compile: bool | str = "auto",
 ) -> Evaluation:
@@ -107,7 +107,8 @@ def evaluate(
             is divided by it (by the number of data given, when left out).
         log_jacobian: log |dx/du| per dimension (nats) from the values that ``x`` is counted in
             (0 for binary data, −log 256 for dequantized bytes scaled to [0, 1]); None: no bits.
-        max_rows: particles times data that are run at once; bounds the memory.
+        max_rows: particles times data that are run at once; bounds the memory. When left out
+            16,384, or fewer of data of more than 1,024 numbers.
         seed: of the draws; the global random state is left as it was.
         compile: run the program by a compiled graph, the same to rounding: True, False, or
             ``auto``: if blocks of one shape come so often that it pays.
@@ -139,7 +140,7 @@ def evaluate_by(
     num_data: int | None,
     *,
     log_jacobian: float | None = None,
-    max_rows: int = 16_384,
+    max_rows: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """As :func:`evaluate`, which see, by a given way of running the program."""
@@ -170,12 +171,15 @@ def as_batches(given: Any) -> Iterable[Batch]:
     return given
 
 
-def _add_batch(totals: _Totals, program: Program, batch: Batch, take: Take, max_rows: int) -> None:
+def _add_batch(
+    totals: _Totals, program: Program, batch: Batch, take: Take, max_rows: int | None
+) -> None:
     k, num_data = totals.num_particles, totals.training_size
-    for start in range(0, batch_size(batch), max_rows):
-        part = {name: value[start : start + max_rows] for name, value in batch.items()}
+    rows = max_rows or rows_at_once(batch)
+    for start in range(0, batch_size(batch), rows):
+        part = {name: value[start : start + rows] for name, value in batch.items()}
         weights = _DatumWeights()
-        for block in particle_blocks(program, part, k, num_data, max_rows, take):
+        for block in particle_blocks(program, part, k, num_data, rows, take):
             weights.add(block.log_weights)
             totals.add_block(block, first=weights.count == len(block.log_weights))
         totals.add_weights(weights)

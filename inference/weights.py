@@ -28,6 +28,20 @@ def batch_size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+MOST_ROWS = 16_384
+MOST_NUMBERS = 2**24
+"""Of the data in a block: 1,024 a row, as many as an image of 32×32 has."""
+
+
+def rows_at_once(batch: Batch) -> int:
+    """Particles times data that are run at once, if nothing else is asked.
+
+    A row of large images takes more memory, in a hierarchy of latents above all.
+    """
+    largest = max(value.numel() // max(1, len(value)) for value in batch.values())
+    return min(MOST_ROWS, max(1, MOST_NUMBERS // max(1, largest)))
+
+
 def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
     """The batch K times over, particle by particle: fields (K·B, ...)."""
     if num_particles == 1:
@@ -97,7 +111,7 @@ def log_weights(
     num_particles: int = 1,
     *,
     num_data: int | None = None,
-    max_rows: int = 16_384,
+    max_rows: int | None = None,
 ) -> Tensor:
     """Log importance weights log p(x, z) − log q(z), per particle and datum.
 
@@ -106,7 +120,8 @@ def log_weights(
         batch: fields (B, ...).
         num_particles: K.
         num_data: size of the data set, for programs that name it.
-        max_rows: particles times data that are run at once; bounds the memory.
+        max_rows: particles times data that are run at once; bounds the memory. When left out
+            16,384, or fewer of data of more than 1,024 numbers.
 
     Returns:
         (K, B), without any ``poutine.scale`` and without gradient. Densities of global latents
@@ -117,7 +132,8 @@ def log_weights(
     """
     program = as_program(program)
     with evaluation_mode(program):
-        blocks = particle_blocks(program, batch, num_particles, num_data, max_rows)
+        rows = max_rows or rows_at_once(batch)
+        blocks = particle_blocks(program, batch, num_particles, num_data, rows)
         return torch.cat([block.log_weights for block in blocks])
 
 

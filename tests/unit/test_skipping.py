@@ -175,7 +175,7 @@ def test_a_run_counts_them_by_epoch_eager_and_compiled():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_resumed_run_counts_on(compile, tmp_path):
-    options = {"max_skipped": 40, "lr_schedule": "constant", "checkpoint_every": 0.0}
+    options = {"max_skipped": 40, "checkpoint_every": 0.0, "average_decay": 0.9, "keep": "last"}
     whole = trained(compile, run_dir=tmp_path / "whole", **options)
     total = sum(row["skipped"] for row in whole.history)
     with pytest.raises(NonFiniteLossError, match=rf"; {total - 1} updates before it were skipped"):

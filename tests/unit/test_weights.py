@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,8 +11,8 @@ import torch
 from programs import GaussianToy, GlobalMean, LinearVAE, tiny_images, tiny_vae
 from pyro import poutine
 
-from inference import log_weights
-from inference.weights import repeat, site_densities
+from inference import evaluate, log_weights
+from inference.weights import repeat, rows_at_once, site_densities
 from ppl_models import Program, ProgramError, auxiliary_loss
 
 
@@ -171,3 +173,15 @@ def test_linear_vae_weights_equal_the_densities_written_out():
         - q.log_prob(z)
     )
     torch.testing.assert_close(found, expected.detach())
+
+
+def test_large_data_are_run_in_smaller_blocks():
+    """A row of a large image takes more memory: as many numbers at a time, not as many rows."""
+    assert rows_at_once({"x": torch.zeros(2, 1, 28, 28)}) == 16_384
+    assert rows_at_once({"y": torch.zeros(2), "x": torch.zeros(2, 3, 64, 64)}) == 2**24 // 12_288
+    vae, x, rows = tiny_vae(), tiny_images(7), []
+    vae.encoder.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    with patch("inference.weights.MOST_NUMBERS", 5 * x[0].numel()):
+        assert log_weights(vae, {"x": x[:2]}, 6).shape == (6, 2)
+        assert evaluate(vae, {"x": x}, num_particles=6, compile=False).num_data == 7
+    assert max(rows) == 5
