@@ -277,6 +277,8 @@ def test_auto_compiles_long_runs_alone():
             "epochs": epochs,
             "batch_size": 10,
             "kl_warmup": 0.0,
+            "max_skipped": 0,
+            "average_decay": 0.0,
             "precision": "32",
             "compile": compile,
         }

@@ -153,9 +153,11 @@ def test_a_walk_from_label_to_label_or_under_one(conditional):
 
 
 NOTHING_TO_WALK = {"gmm", "categorical_vae", "pixelcnn", "code_transformer", "vqvae_prior"}
+OF_DRAWINGS = {"sketch_rnn", "class_sketch_rnn", "sketch_rnn_decoder"}
+"""Walked through in ``test_sketch_commands.py``."""
 
 
-@pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK))
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK - OF_DRAWINGS))
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
     likelihood = {} if name == "conv_grid_vae" else {"likelihood": "bernoulli"}
