@@ -28,6 +28,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 pytestmark = pytest.mark.slow
 SERVES = {"gmm": ("enumerate", 1), "categorical_vae": ("leave_one_out", 2)}
 """Estimators of programs with discrete latents, and their particles."""
+UNTRACEABLE = {name for name in CATALOG if "sketch" in name}
+"""Their length is read off the batch; that they go on eagerly, test_sketch_commands.py asks."""
 in_both_precisions = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
@@ -64,7 +66,7 @@ def test_every_estimator(name, dtype):
 
 
 @in_both_precisions
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - UNTRACEABLE))
 def test_every_program_of_the_catalog(name, dtype):
     program, batch = of_the_catalog(name)
     agreement(program, make_estimator(*SERVES.get(name, ("analytic_kl", 1))), batch, dtype)

@@ -150,9 +150,11 @@ def test_a_walk_from_label_to_label_or_under_one(conditional):
 
 
 NOTHING_TO_WALK = {"gmm", "categorical_vae", "pixelcnn", "code_transformer", "vqvae_prior"}
+SKETCHES = {name for name in CATALOG if "sketch" in name}
+"""Of drawings, not of images: test_sketch_commands.py walks through them."""
 
 
-@pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK))
+@pytest.mark.parametrize("name", sorted(set(CATALOG) - NOTHING_TO_WALK - SKETCHES))
 def test_every_program_of_the_catalog_can_be_walked_through(name):
     data = load_data("digits", binarize="threshold")
     likelihood = {} if name == "conv_grid_vae" else {"likelihood": "bernoulli"}
