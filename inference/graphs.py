@@ -273,8 +273,8 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
 HALF = 3e-2
 """Tolerance of numbers in 16 bits."""
 HALF_GRADIENTS = 0.1
-"""Of gradients in 16 bits: a fused kernel rounds once where eager operations round each; through a
-dozen layers 3 to 5 % were seen between the two."""
+"""Of gradients in 16 bits, by their norm: a fused kernel rounds once where eager operations round
+each, and through a dozen layers single numbers were seen to differ by 12 % of the largest."""
 
 
 def tolerance_of(graph: GraphModule) -> float:
@@ -290,7 +290,14 @@ def tolerance_of(graph: GraphModule) -> float:
     return 1e-3 if torch.ops.aten.convolution_backward.default in targets else 1e-4
 
 
-def check_alike(name: str, ours: Tensor, theirs: Tensor, tolerance: float, size: float) -> None:
+def check_alike(
+    name: str,
+    ours: Tensor,
+    theirs: Tensor,
+    tolerance: float,
+    size: float,
+    order: float = math.inf,
+) -> None:
     """Compare what a compiled graph and the eager function give.
 
     Args:
@@ -299,6 +306,7 @@ def check_alike(name: str, ours: Tensor, theirs: Tensor, tolerance: float, size:
         theirs: the eager function's, with the same random numbers.
         tolerance: relative.
         size: below which all numbers are as good as zero.
+        order: of the norm that is compared: the largest number, or 2.
 
     Raises:
         NotCompiledError: they differ by more than rounding.
@@ -306,9 +314,12 @@ def check_alike(name: str, ours: Tensor, theirs: Tensor, tolerance: float, size:
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     if same.all():
         return
-    gap = float((ours - theirs)[~same].abs().max()) if theirs.is_floating_point() else math.inf
-    finite = theirs[theirs.isfinite()].abs()
-    size = max(size, float(finite.max()) if finite.numel() else 0.0)
+    gap = math.inf
+    if theirs.is_floating_point():
+        gap = float(torch.linalg.vector_norm((ours - theirs)[~same], order))
+    finite = theirs[theirs.isfinite()]
+    least = size if order == math.inf else size * math.sqrt(theirs.numel())
+    size = max(least, float(torch.linalg.vector_norm(finite, order)) if finite.numel() else 0.0)
     if not gap <= tolerance * size:
         raise NotCompiledError(
             f"compiled and eager differ at {name} by {gap:.3g} (of {size:.3g}). The usual reason: "
