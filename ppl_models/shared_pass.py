@@ -43,6 +43,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 KEY = "shared_pass"
@@ -61,11 +62,19 @@ def computed(module: nn.Module, *inputs: Tensor) -> Any:
 def recomputed(module: nn.Module, *inputs: Tensor) -> Any:
     """``module(*inputs)``, whose activations are not kept: the backward pass computes them again.
 
-    Random numbers are drawn alike both times.
+    Random numbers are drawn alike both times, and the parameters are those of the first: where a
+    step is traced, the module has its own again by the time of the backward pass.
     """
     if not torch.is_grad_enabled():
         return module(*inputs)
-    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=True)
+    parameters = dict(module.named_parameters())
+
+    def run(*tensors: Tensor) -> Any:
+        held = dict(zip(parameters, tensors[len(inputs) :], strict=True))
+        return functional_call(module, held, tensors[: len(inputs)])
+
+    tensors = (*inputs, *parameters.values())
+    return checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=True)
 
 
 class Memory:

@@ -10,7 +10,7 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from compiled_helpers import both, step_of
+from compiled_helpers import both, step_of, traced
 from programs import images_for, tiny_images
 from pyro import poutine
 from torch import nn
@@ -303,4 +303,7 @@ def test_a_step_traces_to_the_same_and_leaves_nothing_behind(options):
     step = step_of(program, AnalyticKL(), tiny_images(6))
     for ours, theirs in zip(*both(step, tiny_images(6)), strict=True):
         torch.testing.assert_close(ours, theirs)
+    graph = traced(step, tiny_images(6))
+    held = [getattr(graph, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    assert not any(value.requires_grad for value in held)  # a parameter as it was when traced
     assert program.shared._latest is None
