@@ -51,12 +51,11 @@ class Muon(torch.optim.Optimizer):
             )
         if others or not matrices:
             self.parts.append(Adam(others, lr=lr, betas=betas, eps=eps))
-        super().__init__([group for part in self.parts for group in part.param_groups], {"lr": lr})
-        self._share_groups()
+        super().__init__(self._groups(), {"lr": lr})
 
-    def _share_groups(self) -> None:
-        """One list of groups: what a schedule sets is what both parts take."""
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+    def _groups(self) -> list[dict[str, Any]]:
+        """Those of both parts, themselves: what a schedule sets is what the parts take."""
+        return [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """A step of both."""
@@ -73,4 +72,4 @@ class Muon(torch.optim.Optimizer):
         """Take up the states of both."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share_groups()
+        self.param_groups = self._groups()
