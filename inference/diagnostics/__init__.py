@@ -1,0 +1,1 @@
+"""Whether to believe a posterior: draws for ArviZ, and checks with verdicts."""

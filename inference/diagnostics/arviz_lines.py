@@ -1,0 +1,41 @@
+"""The one place that knows ArviZ: its lines 0.x (Python 3.11) and 1.x (3.12 and later).
+
+Shapes: S draws, N data.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+def _arviz() -> tuple[ModuleType, bool]:
+    """ArviZ, and whether it is of the line 1.x; imported when first needed, for it is slow."""
+    import arviz
+
+    return arviz, not arviz.__version__.startswith("0.")
+
+
+def psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed importance sampling.
+
+    Args:
+        log_weights: (N, S) or (S,), log p − log q up to a constant; the same sign in both lines.
+
+    Returns:
+        The smoothed log weights, normalized over S, and the Pareto k, (N,) or ().
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry: Pareto Smoothed Importance Sampling, JMLR 25, 2024,
+        arXiv:1507.02646.
+    """
+    arviz, newer = _arviz()
+    if newer:
+        from arviz_stats.base import array_stats
+
+        found: Any = array_stats.psislw(-log_weights)  # this line takes log likelihoods
+    else:
+        found = arviz.psislw(log_weights)
+    return np.asarray(found[0]), np.asarray(found[1])
