@@ -25,6 +25,15 @@ def _effective(direction: Tensor, gain: Tensor) -> Tensor:
     return (rows * (gain / lengths).unsqueeze(1)).view_as(direction)
 
 
+def _start(direction: Tensor) -> None:
+    """Random directions (out, ...) of length about 1.
+
+    The length matters to the optimizer alone: a step of Adam's turns a direction by its learning
+    rate over the size of the entries, so that long ones hardly turn.
+    """
+    nn.init.normal_(direction, std=direction[0].numel() ** -0.5)
+
+
 class WeightNormConv2d(nn.Conv2d):
     """A convolution with weight gain · direction / ‖direction‖, one length an output channel.
 
@@ -52,7 +61,7 @@ class WeightNormConv2d(nn.Conv2d):
         padding = kernel_size // 2 if stride == 1 else 0
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, groups=groups)
         self.gain = nn.Parameter(torch.full((out_channels,), gain))
-        nn.init.normal_(self.weight)
+        _start(self.weight)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
 
     def effective_weight(self) -> Tensor:
@@ -76,7 +85,7 @@ class WeightNormLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, gain: float = 1.0) -> None:
         super().__init__(in_features, out_features)
         self.gain = nn.Parameter(torch.full((out_features,), gain))
-        nn.init.normal_(self.weight)
+        _start(self.weight)
         nn.init.zeros_(self.bias)
 
     def effective_weight(self) -> Tensor:

@@ -42,6 +42,24 @@ def test_matrices_take_muons_steps_and_the_rest_adams():
         torch.testing.assert_close(one, two, rtol=0, atol=0)
 
 
+def test_a_kernel_is_a_matrix_of_its_windows_and_a_single_channels_filters_are_none():
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 3, 2, 2), torch.randn(4, 1, 3, 3)]
+    kernel, filters = (nn.Parameter(w.clone()) for w in weights)
+    matrix, same = nn.Parameter(weights[0].flatten(1)), nn.Parameter(weights[1].clone())
+    ours = Muon([kernel, filters], lr=0.01)
+    theirs = torch.optim.Muon([matrix], 0.01, 0.0, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.Adam([same], 0.01)
+    for _ in range(3):
+        gradients = [torch.randn_like(w) for w in weights]
+        kernel.grad, filters.grad = (g.clone() for g in gradients)
+        matrix.grad, same.grad = gradients[0].flatten(1), gradients[1]
+        for optimizer in (ours, theirs, adam):
+            optimizer.step()
+    torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
+    torch.testing.assert_close(filters, same, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_its_state_is_whole_and_a_schedule_reaches_both(bias):
     net, again = network(bias), network(bias)
