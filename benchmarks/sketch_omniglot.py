@@ -1,15 +1,16 @@
 """Sketch-RNN on Omniglot's strokes: what a code is worth, after so many minutes of two cores.
 
 Two programs in turn, each for its budget of processor seconds of this process, all threads:
-``conditional`` (the recurrent VAE, with the paper's annealed rate and floor), ``decoder`` (alone).
+``conditional`` (the recurrent VAE, with the paper's annealed rate and floor, its rate weighed by
+``beta``), ``decoder`` (alone).
 Compared are nats a movement on test drawings: the conditional distortion, −E log p(x | z), against
 the decoder's exact −log p(x). Validation is unscaled; its running mean is over five epochs, and the
 objective's KL weight rises, so that the bound is compared from where the weight has come near one.
 A run that is interrupted goes on by the same command.
 
     python benchmarks/sketch_omniglot.py [--minutes 30] [--cores 2] [--encoder 128] [--decoder 256]
-        [--latent 64] [--components 20] [--batch 100] [--learning_rate 2e-3] [--decay 0.999]
-        [--threads 1] [--out FOLDER]
+        [--latent 16] [--beta 0.25] [--components 20] [--batch 100] [--learning_rate 2e-3]
+        [--decay 0.999] [--threads 1] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def make(name: str, args: Namespace, data: DataSet) -> Program:
     if name == "decoder":
         return as_program(SketchDecoder(shape, args.decoder, args.components, offset_scale=scale))
     sizes = (args.latent, args.encoder, args.decoder, args.components)
-    return as_program(SketchRNN(shape, *sizes, offset_scale=scale))
+    return as_program(SketchRNN(shape, *sizes, beta=args.beta, offset_scale=scale))
 
 
 def train(name: str, args: Namespace, data: DataSet) -> tuple[Program, dict[str, Any]]:
@@ -101,7 +102,8 @@ def main() -> None:
     options.add_argument("--cores", type=int, default=2)
     options.add_argument("--encoder", type=int, default=128)
     options.add_argument("--decoder", type=int, default=256)
-    options.add_argument("--latent", type=int, default=64)
+    options.add_argument("--latent", type=int, default=16)
+    options.add_argument("--beta", type=float, default=0.25)
     options.add_argument("--components", type=int, default=20)
     options.add_argument("--batch", type=int, default=100)
     options.add_argument("--learning_rate", type=float, default=2e-3)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inference.averaging import WeightAverage
 from inference.checkpoint import load_checkpoint, load_parameters, save_checkpoint
 from inference.data.dataset import DataSet
+from inference.data.order import epoch_order
 from inference.devices import rng_state, set_rng_state
 from inference.handlers import KLWarmup, KLWeight
 from inference.kl_balance import KLBalance
@@ -119,7 +120,9 @@ class TrainingLoop:
     def _train_epoch(self, stop: StopRequest) -> None:
         self.program.train()
         started = saved = time.monotonic()
-        order = epoch_order(self.num_data, self.settings.seed, self.at.epoch)
+        order = epoch_order(
+            self.data.train, self.settings.batch_size, self.settings.seed, self.at.epoch
+        )
         rest = order[self.at.batch * self.settings.batch_size :]
         for batch in self.data.train.batches(self.settings.batch_size, rest):
             self._train_step(batch)
@@ -296,9 +299,3 @@ class TrainingLoop:
             load_parameters(self.program, load_checkpoint(path), path)
         elif self.best_parameters is not None:
             self.program.load_state_dict(self.best_parameters)
-
-
-def epoch_order(num_data: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of an epoch, a function of seed and epoch alone."""
-    mixed = (seed * 1_000_003 + epoch) % 2**63
-    return torch.randperm(num_data, generator=torch.Generator().manual_seed(mixed))

@@ -75,10 +75,12 @@ class MemorySplit:
     Args:
         tensors: fields (N, ...).
         transform: applied to every batch, such as dynamic binarization.
+        lengths: (N,), of data that are padded; in training those of about one share batches.
     """
 
     tensors: dict[str, Tensor]
     transform: Transform | None = None
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))

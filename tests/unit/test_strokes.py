@@ -12,6 +12,8 @@ from PIL import Image
 from sketch_helpers import some_drawings
 
 from inference import load_data
+from inference.data.dataset import MemorySplit
+from inference.data.order import epoch_order
 from inference.data.sketches.doodles import RECIPES, doodles
 from inference.data.sketches.strokes import (
     Augmentation,
@@ -154,3 +156,23 @@ def test_a_gif_grows_point_by_point():
         ink.append(int((np.asarray(image.convert("L")) < 128).sum()))
     assert ink == sorted(ink)
     assert [len(line) for line in first_points(LINES, 4)] == [3, 1]
+
+
+def test_drawings_of_about_one_length_share_batches_and_each_comes_once_an_epoch():
+    split = load_data("doodles").train
+    orders = [epoch_order(split, 50, 0, epoch) for epoch in (0, 0, 1)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(len(split)))
+    longest = split.lengths[orders[0]][: len(split) // 50 * 50].view(-1, 50).amax(1)
+    chance = split.lengths[torch.randperm(len(split))][: len(split) // 50 * 50].view(-1, 50).amax(1)
+    assert longest.double().mean() < 0.8 * chance.double().mean()
+
+
+def test_an_order_by_length_keeps_what_is_too_few_for_a_batch_for_the_end():
+    split = MemorySplit({"x": torch.zeros(7, 2)}, lengths=torch.arange(7))
+    assert sorted(epoch_order(split, 3, 0, 0).tolist()) == list(range(7))
+    assert torch.equal(
+        epoch_order(split, 10, 0, 0), epoch_order(MemorySplit(split.tensors), 10, 0, 0)
+    )

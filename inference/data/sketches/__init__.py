@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,7 @@ def _data_set(title: str, raw: RawDrawings, options: SketchOptions) -> DataSet:
     longest = max(len(strokes) for drawings, _ in kept.values() for strokes in drawings)
     splits = [_split(*kept[part], scale, longest, wanted) for part in PARTS]
     if options.augment:
-        splits[0] = MemorySplit(splits[0].tensors, Augmentation())
+        splits[0] = replace(splits[0], transform=Augmentation())
     reach = max(float(split.tensors["x"].abs().max()) for split in splits)
     sizes = " / ".join(f"{len(split):,}" for split in splits)
     info = DataInfo(
@@ -218,7 +218,7 @@ def _split(
     fields = {"x": stroke5(scaled, longest + 1)}
     if classes:
         fields["y"] = torch.tensor([classes.index(name) for name in names])
-    return MemorySplit(fields)
+    return MemorySplit(fields, lengths=torch.tensor([len(strokes) for strokes in drawings]))
 
 
 def _told(counts: dict[str, int]) -> str:
