@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.diagnostics.check import CannotTell, Check
+from inference.diagnostics.importance import usable_rows
 from inference.diagnostics.weighing import Weighed, weigh
 from inference.plotting.posterior_checks import evidence_figure
 from ppl_models.program import Batch
@@ -72,6 +72,12 @@ class Evidence:
             f"ELBO {elbo:.2f}, bound of {self.num_samples} draws {iwae:.2f} ± {error:.2g} nats "
             f"{per}: the ELBO falls short of log p(x) by at least {max(gap, 0.0):.2g}. "
         )
+        if math.isinf(gap):
+            text += (
+                "The model finds some draws of the guide impossible: its support is wider than the "
+                "posterior's."
+            )
+            return Check("evidence_gap", "bad", text, gap, WIDE_GAP, numbers)
         if gap <= WIDE_GAP:
             return Check("evidence_gap", "ok", text + "That is little.", gap, WIDE_GAP, numbers)
         text += "Compare models by the bound, not by the ELBO; a richer guide would close the gap."
@@ -120,14 +126,12 @@ def evidence(
     joint = weighed.joint is not None
     log_w = weighed.joint.unsqueeze(0) if weighed.joint is not None else weighed.local
     assert log_w is not None
-    if not bool(torch.isfinite(log_w).all()):
-        broken = int((~torch.isfinite(log_w)).any(1).sum())
+    broken = int((~usable_rows(log_w.numpy())).sum())
+    if broken:
+        whose = "the joint weights" if joint else f"those of {broken} of {len(log_w)} data"
         raise CannotTell(
-            f"the log weights of {broken} of {len(log_w)} data are not all finite, so the ELBO is "
-            "NaN or −infinity; compare the supports of guide and model"
-            if not joint
-            else "the joint log weights are not all finite, so the ELBO is NaN or −infinity; "
-            "compare the supports of guide and model"
+            f"the importance weights are not finite ({whose}): a density is NaN or infinite, or "
+            "the model finds every draw of the guide impossible; compare their supports"
         )
     num = weighed.num_samples
     iwae = log_w.logsumexp(1) - math.log(num)

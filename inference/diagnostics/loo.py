@@ -24,13 +24,10 @@ from matplotlib.figure import Figure
 
 from inference.diagnostics.arviz_lines import psis
 from inference.diagnostics.check import CannotTell, Check
-from inference.diagnostics.importance import check_draws, k_threshold
+from inference.diagnostics.importance import TOLERATED, check_draws, k_threshold, quantile
 from inference.diagnostics.weighing import Weighed, weigh
 from inference.plotting.posterior_checks import loo_figure
 from ppl_models.program import Batch
-
-TOLERATED = 0.05
-"""Share of data above the threshold that is let pass."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class LeaveOneOut:
 
     def checks(self) -> list[Check]:
         """One: whether the number can be trusted."""
-        share = float((self.pareto_k > self.threshold).mean())
+        highest = float(self.pareto_k.max())
         text = (
             f"elpd_loo {self.elpd:.2f} ± {self.elpd_se:.2g} nats, effective parameters "
             f"{self.effective_parameters:.2f}; "
@@ -80,9 +77,9 @@ class LeaveOneOut:
             )
         above = int((self.pareto_k > self.threshold).sum())
         text += f"{above} of {len(self.pareto_k)} data have k above {self.threshold:.2f}. "
-        if share == 0:
+        if above == 0:
             verdict, end = "ok", "The number can be trusted."
-        elif share <= TOLERATED:
+        elif quantile(self.pareto_k, 1 - TOLERATED) <= self.threshold:
             verdict, end = "warning", "Look at these data: each of them moves the posterior."
         else:
             verdict = "bad"
@@ -93,7 +90,7 @@ class LeaveOneOut:
             "effective_parameters": self.effective_parameters,
             "num_samples": self.num_samples,
         }
-        return [Check("loo", verdict, text + end, share, TOLERATED, numbers)]
+        return [Check("loo", verdict, text + end, highest, self.threshold, numbers)]
 
     def figures(self) -> dict[str, Figure]:
         """The density of each datum, and the k it rests on."""
@@ -183,7 +180,7 @@ def _why_local(weighed: Weighed) -> str:
         )
     return (
         f"all latents ({named}) belong to a datum each, and the guide read them off that datum: "
-        "its draws cannot take it out again (the weights have no finite variance), and no latent "
-        "carries anything from the other data; compare models by the IWAE bound on test data "
-        "(`evaluate`)"
+        "its draws stand where that datum puts them, the weights that would take it out again have "
+        "tails too heavy to use, and no latent carries anything from the other data; compare "
+        "models by the IWAE bound on test data (`evaluate`)"
     )

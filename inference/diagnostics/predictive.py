@@ -127,7 +127,7 @@ def predictive_check(
             f"{tuple(seen.shape)}: replicates cannot be compared with them"
         )
     if statistics is None:
-        idle = OF_RANGE if len(seen.unique()) <= 2 else ()
+        idle = [*OF_RANGE] if len(seen.unique()) <= 2 else []
         idle += OF_PARTS if seen[0].numel() == 1 else ()
         statistics = {n: f for n, f in STATISTICS.items() if n not in idle}
     elif not statistics:

@@ -27,12 +27,12 @@ from torch.distributions import kl_divergence
 
 from inference.aggregate import AggregatedPosterior, aggregated_posterior
 from inference.collapse import COLLAPSED_RATE
-from inference.densities import data_plate, densities_of
+from inference.densities import data_plate, densities_of, stack
 from inference.devices import isolated_rng
 from inference.diagnostics.check import CannotTell, Check
 from inference.diagnostics.weighing import no_latents, refuse_points
 from inference.elbo.traces import Site, Traces, sample_sites
-from inference.evaluation import ACTIVE_VARIANCE, evaluate
+from inference.evaluation import ACTIVE_VARIANCE
 from inference.plotting.posterior_checks import dimension_figure
 from inference.sites import innermost, is_point, known_mean
 from inference.summed_out import run_summed
@@ -84,7 +84,6 @@ class Surgery:
     """The local latent sites of a program on some data."""
 
     sites: Mapping[str, SiteSurgery]
-    elbo: float
     num_data: int
 
     def checks(self) -> list[Check]:
@@ -185,22 +184,22 @@ def elbo_surgery(
         raise PplError(f"at least 3 data are needed, got {batch_size(batch)}")
     with evaluation_mode(program), isolated_rng(seed), torch.no_grad():
         refuse_points(program, batch)
-    numbers = evaluate(program, batch, num_particles=num_draws, seed=seed, compile=False)
-    if not numbers.kl:
-        raise PplError(no_latents(program))
     runs = _runs(program, batch, num_draws, seed)
-    local = {n for n, v in densities_of(runs[0], batch_size(batch)).kl.items() if v.dim() == 2}
+    with torch.no_grad():
+        rates = stack([densities_of(run, batch_size(batch)) for run in runs]).kl
+    if not rates:
+        raise PplError(no_latents(program))
     sites = {
-        name: _site(program, batch, name, rate, runs, seed)
-        for name, rate in numbers.kl.items()
-        if name in local
+        name: _site(program, batch, name, float(rate.double().mean()), runs, seed)
+        for name, rate in rates.items()
+        if rate.dim() == 2
     }
     if not sites:
         raise CannotTell(
-            f"all latents ({', '.join(numbers.kl)}) are global: they belong to no datum, so there "
+            f"all latents ({', '.join(rates)}) are global: they belong to no datum, so there "
             "is no code of a datum to take apart"
         )
-    return Surgery(sites=sites, elbo=numbers.elbo, num_data=batch_size(batch))
+    return Surgery(sites=sites, num_data=batch_size(batch))
 
 
 def _runs(program: Program, batch: Batch, num: int, seed: int) -> list[Traces]:

@@ -174,7 +174,7 @@ def _per_datum(program: Program, batch: Batch, num: int, first: SiteDensities) -
         joint=None,
         pointwise=None,
         global_sites=(),
-        local_sites=tuple(first.kl),
+        local_sites=tuple(first.prior),
         drawn_within=0,
         exact=first.exact,
         num_data=batch_size(batch),
@@ -196,7 +196,6 @@ def _local_weights(program: Program, batch: Batch, num: int) -> Tensor:
 def _over_all_data(
     program: Program, batch: Batch, num: int, first: SiteDensities, inner: int
 ) -> Weighed:
-    local = [name for name, value in first.kl.items() if value.dim() == 2]
     within = inner if _draws_local(program, batch) else 0
     rows = repeat(batch, max(1, within))
     joint, pointwise = [], []
@@ -213,8 +212,8 @@ def _over_all_data(
         local=None,
         joint=torch.stack(joint),
         pointwise=torch.stack(pointwise, 1) if keep else None,
-        global_sites=tuple(first.global_sites),
-        local_sites=tuple(local),
+        global_sites=tuple(n for n, v in first.prior.items() if v.dim() == 1),
+        local_sites=tuple(n for n, v in first.prior.items() if v.dim() == 2),
         drawn_within=within,
         exact=False,
         num_data=size,
