@@ -70,7 +70,7 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     broken = ~usable_rows(log_weights)
     usable = np.where(broken[:, None], 0.0, log_weights)
     spread = np.ptp(usable, axis=1)
-    equal = ~broken & (spread <= EQUAL + 1e-6 * np.abs(usable).max(1))
+    equal = ~broken & (spread <= EQUAL + 1e-6 * np.abs(usable.max(1)))
     tail_of = np.array([_has_tail(row) for row in usable], dtype=bool)
     found[equal] = -np.inf
     found[~broken & ~equal & ~tail_of] = np.nan

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def pareto_figure(pareto_k: np.ndarray, threshold: float) -> Figure:
@@ -80,6 +81,7 @@ def predictive_figure(
         axes.set_title(f"{name}: p = {p_values[name]:.3g}", fontsize=9)
         axes.tick_params(labelsize=7)
         axes.ticklabel_format(useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     for axes in grid[len(replicated) :]:
         axes.set_axis_off()
     grid[0].legend(fontsize=7, frameon=False)
@@ -121,12 +123,13 @@ def dimension_figure(kl: Mapping[str, np.ndarray], dead: Mapping[str, np.ndarray
     for axes, (site, values) in zip(grid, kl.items(), strict=False):
         order = np.argsort(-values)
         colours = np.where(dead[site][order], "C3", "C0")
-        axes.bar(np.arange(len(values)), values[order], color=list(colours), width=0.9)
+        axes.bar(np.arange(1, len(values) + 1), values[order], color=list(colours), width=0.9)
         axes.set_title(
             f"{site}: {int((~dead[site]).sum())} of {len(values)} in use, {values.sum():.2f} nats",
             fontsize=9,
         )
-        axes.set_xlabel("dimension, largest first", fontsize=8)
+        axes.set_xlabel("dimension, largest first; dead ones in red", fontsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("KL(q ‖ p), nats per datum", fontsize=8)
     for axes in grid[len(kl) :]:
         axes.set_axis_off()
