@@ -18,6 +18,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 from matplotlib.figure import Figure
 
 from inference.diagnostics.arviz_lines import psis
@@ -30,6 +31,8 @@ LEAST_TAIL = 5
 """Weights that a tail is fitted to."""
 EQUAL = 1e-3
 """Nats; log weights that differ by less are equal, and the draws as good as the posterior's."""
+MOST_SPREAD = 700.0
+"""Nats below the largest log weight, where a weight is 0 in float64."""
 TOLERATED = 0.05
 """Share of data above the threshold that is let pass."""
 
@@ -52,15 +55,17 @@ def check_draws(num_samples: int) -> None:
         )
 
 
-def pareto_k(log_weights: np.ndarray) -> np.ndarray:
-    """Pareto k of each row of log weights.
+def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smooth each row of log weights that has a tail.
 
     Args:
         log_weights: (N, S).
 
     Returns:
-        (N,): −inf where all weights are equal (no tail at all), +inf where they are not finite,
-        NaN where too few differ for a tail (discrete latents with few states).
+        The log weights, (N, S), smoothed and normalized; without smoothing where there is no tail
+        to fit, and NaN where they are not finite. Pareto k, (N,): −inf where all weights are equal
+        (no tail at all), +inf where they are not finite, NaN where too few differ for a tail
+        (discrete latents with few states).
 
     Raises:
         CannotTell: too few draws for any tail.
@@ -69,16 +74,18 @@ def pareto_k(log_weights: np.ndarray) -> np.ndarray:
     found = np.full(len(log_weights), np.inf)
     broken = ~usable_rows(log_weights)
     usable = np.where(broken[:, None], 0.0, log_weights)
-    spread = np.ptp(usable, axis=1)
-    equal = ~broken & (spread <= EQUAL + 1e-6 * np.abs(usable.max(1)))
-    tail_of = np.array([_has_tail(row) for row in usable], dtype=bool)
+    usable = np.maximum(usable, usable.max(1, keepdims=True) - MOST_SPREAD)
+    top = usable.max(1)
+    equal = ~broken & (top - usable.min(1) <= EQUAL + 1e-6 * np.abs(top))
+    with_tail = np.array([_has_tail(row) for row in usable], dtype=bool)
     found[equal] = -np.inf
-    found[~broken & ~equal & ~tail_of] = np.nan
-    fitted = ~broken & ~equal & tail_of
+    found[~broken & ~equal & ~with_tail] = np.nan
+    fitted = ~broken & ~equal & with_tail
+    weights = usable - scipy.special.logsumexp(usable, axis=1, keepdims=True)
+    weights[broken] = np.nan
     if fitted.any():
-        some = usable[fitted]
-        found[fitted] = psis(np.maximum(some, some.max(1, keepdims=True) - 700.0))[1]
-    return found
+        weights[fitted], found[fitted] = psis(usable[fitted])
+    return weights, found
 
 
 def usable_rows(log_weights: np.ndarray) -> np.ndarray:
@@ -275,7 +282,7 @@ def importance_weights(
     weights = weighed.joint.unsqueeze(0) if weighed.joint is not None else weighed.local
     assert weights is not None
     return ImportanceWeights(
-        pareto_k=pareto_k(weights.numpy()),
+        pareto_k=smooth(weights.numpy())[1],
         joint=joint,
         sites=weighed.global_sites if joint else weighed.local_sites,
         threshold=k_threshold(weighed.num_samples),

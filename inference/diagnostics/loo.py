@@ -20,11 +20,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 from matplotlib.figure import Figure
 
-from inference.diagnostics.arviz_lines import psis
 from inference.diagnostics.check import CannotTell, Check
-from inference.diagnostics.importance import TOLERATED, check_draws, k_threshold, quantile
+from inference.diagnostics.importance import TOLERATED, check_draws, k_threshold, quantile, smooth
 from inference.diagnostics.weighing import Weighed, weigh
 from inference.plotting.posterior_checks import loo_figure
 from ppl_models.program import Batch
@@ -65,7 +65,8 @@ class LeaveOneOut:
 
     def checks(self) -> list[Check]:
         """One: whether the number can be trusted."""
-        highest = float(self.pareto_k.max())
+        known = self.pareto_k[~np.isnan(self.pareto_k)]
+        highest = float(known.max()) if len(known) else None
         text = (
             f"elpd_loo {self.elpd:.2f} ± {self.elpd_se:.2g} nats, effective parameters "
             f"{self.effective_parameters:.2f}; "
@@ -77,9 +78,12 @@ class LeaveOneOut:
             )
         above = int((self.pareto_k > self.threshold).sum())
         text += f"{above} of {len(self.pareto_k)} data have k above {self.threshold:.2f}. "
-        if above == 0:
+        if len(known) == 0:
+            verdict = "cannot tell"
+            end = "Whether to trust it, nobody can tell: the weights take too few values for a tail."
+        elif above == 0:
             verdict, end = "ok", "The number can be trusted."
-        elif quantile(self.pareto_k, 1 - TOLERATED) <= self.threshold:
+        elif quantile(known, 1 - TOLERATED) <= self.threshold:
             verdict, end = "warning", "Look at these data: each of them moves the posterior."
         else:
             verdict = "bad"
@@ -94,7 +98,7 @@ class LeaveOneOut:
 
     def figures(self) -> dict[str, Figure]:
         """The density of each datum, and the k it rests on."""
-        shown = np.clip(self.pareto_k, -1.0, 3.0)
+        shown = np.clip(self.pareto_k, -1.0, 3.0)  # infinite ones at the edge
         return {"loo": loo_figure(self.elpd_of_data, shown, self.threshold)}
 
 
@@ -140,13 +144,13 @@ def leave_one_out(
             "the joint log weights or the data's log densities are not all finite; compare the "
             "supports of guide and model"
         )
-    smoothed, ks = psis(joint - log_lik)  # (N, S)
+    smoothed, ks = smooth(joint - log_lik)  # (N, S)
     elpd = _log_mean(log_lik, smoothed)
     return LeaveOneOut(
         elpd_of_data=elpd,
         error_of_data=_error(log_lik, smoothed, elpd),
         pareto_k=ks,
-        log_density=_log_mean(log_lik, psis(joint)[0]),
+        log_density=_log_mean(log_lik, smooth(joint[None])[0]),
         threshold=k_threshold(weighed.num_samples),
         num_samples=weighed.num_samples,
         drawn_within=weighed.drawn_within,
@@ -155,11 +159,8 @@ def leave_one_out(
 
 def _log_mean(log_lik: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
     """Log of the weighted mean of the densities, (N,)."""
-    total = log_lik + log_weights
-    top = total.max(1)
-    weight = np.exp(log_weights - log_weights.max(-1, keepdims=True)).sum(-1)
-    norm = np.log(weight) + log_weights.max(-1)
-    return top + np.log(np.exp(total - top[:, None]).sum(1)) - norm
+    total = scipy.special.logsumexp(log_lik + log_weights, axis=1)
+    return total - scipy.special.logsumexp(log_weights, axis=1)
 
 
 def _error(log_lik: np.ndarray, log_weights: np.ndarray, elpd: np.ndarray) -> np.ndarray:

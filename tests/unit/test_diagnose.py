@@ -1,4 +1,4 @@
-"""The report of a diagnosis, from Python and from the command line."""
+"""The report of a diagnosis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from posterior_programs import Conjugate, SharedMean, TwoCodes, normal_data
 from programs import WithoutLatents, tiny_images, tiny_vae
 
 from inference import diagnose, fit, from_tensors
-from inference.cli import main
 from inference.diagnostics.check import Check
 from inference.diagnostics.diagnose import REGISTRY, Diagnostic
 from inference.diagnostics.diagnosis import Diagnosis
@@ -162,24 +161,3 @@ def test_nothing_is_left_behind():
     assert torch.equal(torch.get_rng_state(), state)
     assert program.training
     assert all(p.grad is None for p in program.parameters())
-
-
-def test_the_command(capsys, tmp_path):
-    run = tmp_path / "run"
-    words = ["train", "vae", "--data", "digits", "--epochs", "1", "--model.latent_dim", "2"]
-    assert main([*words, "--model.hidden_dims", "[8]", "--out", str(run)]) == 0
-    capsys.readouterr()
-    few = ["--num_data", "20", "--num_samples", "60"]
-    assert main(["diagnose", str(run), *few, "--checks", "importance,evidence"]) == 0
-    out = capsys.readouterr().out
-    assert "pareto_k" in out
-    assert "evidence_gap" in out
-    assert (run / "diagnosis" / "diagnosis.html").is_file()
-    other = tmp_path / "other"
-    words = ["diagnose", str(run), *few, "--checks", "[surgery]", "--out", str(other), "--json"]
-    assert main(words) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["checks"][0]["name"] == "posterior_collapse[z]"
-    assert str(other / "diagnosis.json") in told["files"]
-    assert main(["diagnose", str(run), "--checks", "importnace"]) == 2
-    assert "Did you mean 'importance'" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from inference.devices import rng_state
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.evidence import evidence
-from inference.diagnostics.importance import importance_weights, k_threshold, pareto_k
+from inference.diagnostics.importance import importance_weights, k_threshold, smooth
 from inference.diagnostics.weighing import weigh
 from ppl_models import PplError, Program
 
@@ -162,9 +162,13 @@ def test_weights_that_are_not_finite_are_told():
     normal[0, 0] = np.nan
     normal[1, :] = -np.inf
     normal[2, :40] = -np.inf  # impossible draws, and a weight of 0
-    found = pareto_k(normal)
+    weights, found = smooth(normal)
     assert np.isposinf(found[:2]).all()
     assert np.isfinite(found[2:]).all()
+    np.testing.assert_allclose(np.exp(weights[2:]).sum(1), 1.0)
+    equal, k = smooth(np.full((1, 400), -3.0))
+    assert k == -np.inf
+    np.testing.assert_allclose(equal, -math.log(400))
 
     class Broken(Conjugate):
         def model(self, x=None, *, size=1):
