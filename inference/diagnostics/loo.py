@@ -80,7 +80,7 @@ class LeaveOneOut:
         text += f"{above} of {len(self.pareto_k)} data have k above {self.threshold:.2f}. "
         if len(known) == 0:
             verdict = "cannot tell"
-            end = "Whether to trust it, nobody can tell: the weights take too few values for a tail."
+            end = "Cannot tell whether to trust it: the weights take too few values for a tail."
         elif above == 0:
             verdict, end = "ok", "The number can be trusted."
         elif quantile(known, 1 - TOLERATED) <= self.threshold:

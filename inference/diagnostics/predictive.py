@@ -44,6 +44,8 @@ STATISTICS: dict[str, Statistic] = {
     "sd of data's means": _sd_of_means,
 }
 """What is asked of a replicated data set (B, ...), unless the user asks something else."""
+LEAST_SAMPLES = 40
+"""With fewer, no p-value could be below 0.05; with fewer than 200, none below 0.01."""
 OF_RANGE = ("smallest", "largest")
 """Those that say nothing of data of two values."""
 OF_PARTS = ("sd of data's means",)
@@ -117,7 +119,7 @@ def predictive_check(
         UnknownNameError: no such field.
     """
     program = as_program(program)
-    whole_number("num_samples", num_samples, 20)
+    whole_number("num_samples", num_samples, LEAST_SAMPLES)
     first = reconstruct(program, batch, draw="sample", seed=seed)
     name = _chosen(first, field)
     seen = batch[name]

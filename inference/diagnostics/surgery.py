@@ -114,7 +114,12 @@ def _collapse(site: SiteSurgery) -> Check:
     if site.kl is not None:
         numbers["kl"] = [round(float(v), 6) for v in site.kl]
     name = f"posterior_collapse[{site.site}]"
-    dims = "" if dead is None else f"; {count} of its {len(dead)} dimensions are dead"
+    by = (
+        f"mean varies by {ACTIVE_VARIANCE:g} or less"
+        if site.variance_of_means is not None
+        else (f"KL below {DEAD_KL:g}")
+    )
+    dims = "" if dead is None else f"; {count} of its {len(dead)} dimensions are dead ({by})"
     if site.collapsed:
         text = (
             f"Posterior collapse: {site.site} has a rate of {site.rate:.3f} nats per datum{dims}. "
@@ -124,7 +129,7 @@ def _collapse(site: SiteSurgery) -> Check:
         return Check(name, "bad", text, site.rate, COLLAPSED_RATE, numbers)
     text = f"{site.site} has a rate of {site.rate:.2f} nats per datum{dims}."
     if count:
-        text += " The dead ones have collapsed to the prior: the model needs fewer, or free bits."
+        text += " The dead ones tell next to nothing of a datum: fewer would do, or use free bits."
     return Check(name, "warning" if count else "ok", text, site.rate, COLLAPSED_RATE, numbers)
 
 
@@ -192,7 +197,7 @@ def elbo_surgery(
     sites = {
         name: _site(program, batch, name, float(rate.double().mean()), runs, seed)
         for name, rate in rates.items()
-        if rate.dim() == 2
+        if rate.dim() == 2 and not _is_function(name, runs[0])
     }
     if not sites:
         raise CannotTell(
@@ -200,6 +205,11 @@ def elbo_surgery(
             "is no code of a datum to take apart"
         )
     return Surgery(sites=sites, num_data=batch_size(batch))
+
+
+def _is_function(name: str, run: Traces) -> bool:
+    """Whether a site is a function of other latents (a code's vector), and none of its own."""
+    return name in run.model.nodes and is_point(run.model.nodes[name]["fn"])
 
 
 def _runs(program: Program, batch: Batch, num: int, seed: int) -> list[Traces]:

@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from inference.densities import SiteDensities, data_plate, is_local
@@ -34,8 +35,10 @@ from ppl_models.program import Batch, Program, as_program
 
 INNER = 32
 """Draws of local latents within one of the global ones."""
-MOST_POINTWISE = 2**26
-"""Numbers of log p(x_n | global draw) that are kept: half a gigabyte."""
+LEAST_INNER = 8
+"""If the data are so many that more would take too much memory."""
+MOST_POINTWISE = 2**24
+"""Numbers of log p(x_n | global draw) that are kept: 128 MiB."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def weigh(
         first = run_densities(program, batch, 1, num_data)
         if not first.kl:
             raise PplError(no_latents(program))
+        if first.exact and any(name in first.posterior for name in _in_guide(program, batch)):
+            raise CannotTell(
+                f"the guide names one state of {_names(list(first.prior))} with certainty, so the "
+                "weights say nothing of the states that it leaves out; `evaluate` gives the bound "
+                "on log p(x) that it makes"
+            )
         if not first.global_sites:
             return _per_datum(program, batch, num_samples, first)
         rows = batch_size(batch)
@@ -196,10 +205,11 @@ def _local_weights(program: Program, batch: Batch, num: int) -> Tensor:
 def _over_all_data(
     program: Program, batch: Batch, num: int, first: SiteDensities, inner: int
 ) -> Weighed:
-    within = inner if _draws_local(program, batch) else 0
+    size = batch_size(batch)
+    fitting = max(LEAST_INNER, rows_at_once(batch) // size)
+    within = min(inner, fitting) if _draws_local(program, batch) else 0
     rows = repeat(batch, max(1, within))
     joint, pointwise = [], []
-    size = batch_size(batch)
     keep = num * size <= MOST_POINTWISE
     for _ in range(num):
         run = _within(program, rows, max(1, within))
@@ -218,6 +228,12 @@ def _over_all_data(
         exact=False,
         num_data=size,
     )
+
+
+def _in_guide(program: Program, batch: Batch) -> list[str]:
+    """The guide's sites."""
+    with program.scope():
+        return [n for n, _ in sample_sites(poutine.trace(program.run_guide).get_trace(batch))]
 
 
 def _draws_local(program: Program, batch: Batch) -> bool:

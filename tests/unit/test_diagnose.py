@@ -17,7 +17,7 @@ from ppl_models import PplError, UnknownNameError
 
 pytestmark = pytest.mark.arviz1
 X = normal_data(40)
-FEW = {"predictive": {"num_samples": 20}}
+FEW = {"predictive": {"num_samples": 40}}
 
 
 def names(found: Diagnosis) -> set[str]:
@@ -88,7 +88,7 @@ def test_options_go_to_their_diagnostic():
         Conjugate(),
         {"x": X},
         checks="predictive",
-        predictive={"statistics": {"top": lambda x: x.max()}, "num_samples": 30},
+        predictive={"statistics": {"top": lambda x: x.max()}, "num_samples": 40},
     )
     assert [c.name for c in found.checks] == ["predictive[top]"]
     own = diagnose(Conjugate(), {"x": X}, checks="importance", importance={"num_samples": 77})

@@ -10,7 +10,14 @@ import pyro.distributions as dist
 import pytest
 import torch
 from posterior_programs import Conjugate, SharedMean, normal_data
-from programs import BernoulliToy, EnumeratedMixture, WithoutLatents, tiny_images, tiny_vae
+from programs import (
+    BernoulliToy,
+    EnumeratedMixture,
+    WithoutLatents,
+    of_the_catalog,
+    tiny_images,
+    tiny_vae,
+)
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from inference.devices import rng_state
@@ -137,6 +144,12 @@ def test_summed_out_latents_are_exact():
     [check] = importance_weights(EnumeratedMixture(), {"x": X}).checks()
     assert check.verdict == "ok"
     assert "sum over all states is exact" in check.message
+
+
+def test_a_guide_that_is_certain_of_a_state_says_nothing_of_the_others():
+    program, batch = of_the_catalog("vqvae")
+    with pytest.raises(CannotTell, match="names one state of 'codes', 'z' with certainty"):
+        importance_weights(program, batch)
 
 
 def test_few_states_have_no_tail():

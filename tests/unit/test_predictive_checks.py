@@ -50,7 +50,7 @@ def test_a_users_statistic_is_asked():
 
 
 def test_bits_are_asked_what_makes_sense_of_them():
-    found = predictive_check(tiny_vae(), {"x": tiny_images(20)}, num_samples=20)
+    found = predictive_check(tiny_vae(), {"x": tiny_images(20)}, num_samples=40)
     assert set(found.p_values) == {"mean", "sd", "sd of data's means"}
 
 
@@ -64,6 +64,8 @@ def test_what_cannot_be_asked_is_told():
         predictive_check(program, {"x": X}, statistics={})
     with pytest.raises(UnknownNameError, match="unknown observed field 'y'"):
         predictive_check(program, {"x": X}, field="y")
+    with pytest.raises(PplError, match="num_samples must be a whole number of at least 40"):
+        predictive_check(program, {"x": X}, num_samples=39)
     with pytest.raises(CannotTell, match="nothing can be replicated"):
         predictive_check(WithoutLatents(), {"x": X})
 
@@ -71,6 +73,6 @@ def test_what_cannot_be_asked_is_told():
 def test_nothing_is_left_behind():
     program = Conjugate()
     state = torch.get_rng_state()
-    one, two = (predictive_check(program, {"x": X}, num_samples=20, seed=1) for _ in range(2))
+    one, two = (predictive_check(program, {"x": X}, num_samples=40, seed=1) for _ in range(2))
     assert one.p_values == two.p_values
     assert torch.equal(torch.get_rng_state(), state)

@@ -76,6 +76,13 @@ def test_discrete_and_summed_out_latents():
     assert 0 < summed.rate < math.log(2)
 
 
+def test_a_function_of_other_latents_has_not_collapsed():
+    program, batch = of_the_catalog("vqvae")
+    found = elbo_surgery(program, batch)
+    assert list(found.sites) == ["codes"]
+    assert not found.sites["codes"].collapsed
+
+
 def test_a_guide_with_parameters_of_each_datum():
     def model(x=None, *, size=1):
         with pyro.plate("data", size if x is None else len(x), dim=-1):
