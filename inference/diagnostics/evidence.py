@@ -123,9 +123,7 @@ def evidence(
     """
     if weighed is None:
         weighed = weigh(program, batch, num_samples, num_data=num_data, seed=seed)
-    joint = weighed.joint is not None
-    log_w = weighed.joint.unsqueeze(0) if weighed.joint is not None else weighed.local
-    assert log_w is not None
+    joint, log_w = weighed.joint is not None, weighed.rows
     broken = int((~usable_rows(log_w.numpy())).sum())
     if broken:
         whose = "the joint weights" if joint else f"those of {broken} of {len(log_w)} data"

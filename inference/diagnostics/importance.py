@@ -279,10 +279,8 @@ def importance_weights(
     if weighed is None:
         weighed = weigh(program, batch, num_samples, num_data=num_data, seed=seed)
     joint = weighed.joint is not None
-    weights = weighed.joint.unsqueeze(0) if weighed.joint is not None else weighed.local
-    assert weights is not None
     return ImportanceWeights(
-        pareto_k=smooth(weights.numpy())[1],
+        pareto_k=smooth(weighed.rows.numpy())[1],
         joint=joint,
         sites=weighed.global_sites if joint else weighed.local_sites,
         threshold=k_threshold(weighed.num_samples),

@@ -56,7 +56,7 @@ class SiteSurgery:
 
     site: str
     rate: float
-    """KL(q(z | x) ‖ p(z)), mean over data."""
+    """KL(q(z | x) ‖ p(z)), mean over data; by formula where there is one."""
     kl: np.ndarray | None
     """By dimension, (D,); None where the site's densities do not fall apart by dimension."""
     variance_of_means: np.ndarray | None
@@ -236,7 +236,7 @@ def _site(
         why = str(error)
     return SiteSurgery(
         site=name,
-        rate=rate,
+        rate=rate if kl is None else float(kl.sum()),
         kl=None if kl is None else kl.double().cpu().numpy(),
         variance_of_means=None if means is None else means.double().cpu().numpy(),
         aggregated=found,

@@ -60,11 +60,17 @@ class Weighed:
     num_data: int
 
     @property
+    def rows(self) -> Tensor:
+        """A row of weights a datum, (N, S), or the joint ones, (1, S)."""
+        if self.joint is not None:
+            return self.joint.unsqueeze(0)
+        assert self.local is not None
+        return self.local
+
+    @property
     def num_samples(self) -> int:
         """S."""
-        weights = self.joint if self.joint is not None else self.local
-        assert weights is not None
-        return weights.shape[-1]
+        return self.rows.shape[1]
 
 
 @torch.no_grad()
