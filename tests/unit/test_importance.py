@@ -18,14 +18,16 @@ from programs import (
     tiny_images,
     tiny_vae,
 )
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
+from inference import evaluate
 from inference.devices import rng_state
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.evidence import evidence
 from inference.diagnostics.importance import importance_weights, k_threshold, smooth
 from inference.diagnostics.weighing import weigh
 from ppl_models import PplError, Program
+from ppl_models.bayesian_gmm import BayesianGaussianMixture
 
 pytestmark = pytest.mark.arviz1
 X = normal_data(100, 1.2)
@@ -91,6 +93,41 @@ def test_local_latents_beside_a_global_one_are_averaged_out_within():
     off = float(found.iwae - program.log_evidence(x))
     assert abs(off) < 5 * float(found.iwae_se) + 0.1
     assert importance_weights(program, {"x": x}, weighed=weighed).checks()[0].verdict == "ok"
+
+
+def test_latents_summed_out_beside_global_ones_are_in_the_joint_weight():
+    x = torch.randn(15, 2, generator=torch.Generator().manual_seed(1))
+    program = BayesianGaussianMixture((2,), 2)
+    weighed = weigh(program, {"x": x}, 30)
+    assert weighed.global_sites == ("weights", "locs", "scales", "corr")
+    assert weighed.local_sites == ("z",)
+    assert weighed.drawn_within == 0
+    assert weighed.pointwise.shape == (15, 30)
+    assert importance_weights(program, {"x": x}, weighed=weighed).pareto_k.shape == (1,)
+
+
+def global_model(x=None, *, size=1):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", size if x is None else len(x), dim=-1):
+        return pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def test_an_autoguide_of_global_latents():
+    """Its auxiliary draw, in unconstrained space, counts with the latent that it makes."""
+    program = Program(global_model, AutoMultivariateNormal(global_model, init_scale=0.3))
+    found = importance_weights(program, {"x": X[:10]}, num_samples=50)
+    assert found.joint
+    assert found.sites == ("mu",)
+
+
+def test_the_elbo_is_that_of_evaluate():
+    """The same program, other draws: within 5 standard errors of the difference."""
+    program = Conjugate(width=1.2, shift=0.2)
+    found = evidence(program, {"x": X}, num_samples=500)
+    other = evaluate(program, {"x": X}, num_particles=500, seed=1, compile=False)
+    assert float(found.elbo.mean()) == pytest.approx(other.elbo, abs=5 * 2**0.5 * other.elbo_se)
+    assert float(found.iwae.mean()) == pytest.approx(other.iwae, abs=5 * 2**0.5 * other.iwae_se)
+    assert float(found.ess.mean()) == pytest.approx(other.ess, abs=0.05)
 
 
 def test_a_part_of_the_data_of_a_global_posterior_is_refused():
