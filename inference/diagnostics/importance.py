@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 from matplotlib.figure import Figure
 
 from inference.diagnostics.arviz_lines import psis
@@ -81,7 +80,7 @@ def smooth(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found[equal] = -np.inf
     found[~broken & ~equal & ~with_tail] = np.nan
     fitted = ~broken & ~equal & with_tail
-    weights = usable - scipy.special.logsumexp(usable, axis=1, keepdims=True)
+    weights = usable - np.logaddexp.reduce(usable, axis=1, keepdims=True)
     weights[broken] = np.nan
     if fitted.any():
         weights[fitted], found[fitted] = psis(usable[fitted])

@@ -20,7 +20,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.special
 from matplotlib.figure import Figure
 
 from inference.diagnostics.check import CannotTell, Check
@@ -159,8 +158,8 @@ def leave_one_out(
 
 def _log_mean(log_lik: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
     """Log of the weighted mean of the densities, (N,)."""
-    total = scipy.special.logsumexp(log_lik + log_weights, axis=1)
-    return total - scipy.special.logsumexp(log_weights, axis=1)
+    total = np.logaddexp.reduce(log_lik + log_weights, axis=1)
+    return total - np.logaddexp.reduce(log_weights, axis=1)
 
 
 def _error(log_lik: np.ndarray, log_weights: np.ndarray, elpd: np.ndarray) -> np.ndarray:
