@@ -3,6 +3,7 @@
 from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
 from inference.denoise import denoise
+from inference.diagnostics.diagnose import diagnose
 from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.em import EMResult, fit_em
 from inference.evaluation import Evaluation, evaluate
@@ -23,6 +24,7 @@ __all__ = [
     "anneal",
     "compare_estimators",
     "denoise",
+    "diagnose",
     "estimators",
     "evaluate",
     "fit",

@@ -17,6 +17,7 @@ from inference.checkpoint import to_json
 from inference.code_options import not_asked, with_data_of_codes
 from inference.compare.command import compare
 from inference.data import load_data
+from inference.diagnostics.command import diagnose_run
 from inference.elbo import ESTIMATORS
 from inference.explore.command import explore_run
 from inference.inputs import inputs_among
@@ -54,6 +55,7 @@ USAGE = """usage: ppl COMMAND ...
   ppl sample RUN --y 3 --temperature 0.9      of a class; autoregressive sites sharpened
   ppl reconstruct RUN                         data beside their reconstructions
   ppl explore RUN --kind interpolation        walk through the latent space; --help tells the kinds
+  ppl diagnose RUN [--out DIR]                is the posterior to be believed? checks, verdicts
   ppl compare MODEL --data DATA [--out DIR]   ELBO estimators: bias, variance, SNR, cost, curves
   ppl compare --checkpoint RUN [--out DIR]    the same before and after a run's training
   ppl check FILE.py:MyModel --data DATA       does a program keep the contract?
@@ -307,6 +309,7 @@ SUBCOMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "sample": _function_command(commands.sample_run, "sample"),
     "reconstruct": _function_command(commands.reconstruct_run, "reconstruct"),
     "explore": _function_command(explore_run, "explore"),
+    "diagnose": _function_command(diagnose_run, "diagnose"),
     "compare": _compare,
     "check": _check,
     "denoise": _function_command(photo_commands.denoise_photo, "denoise"),

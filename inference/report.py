@@ -202,7 +202,12 @@ def format_number(value: Any) -> str:
 
 
 def print_table(numbers: dict[str, Any]) -> None:
-    """Names and values, aligned; tables within tables one below the other."""
+    """Names and values, aligned; tables within tables one below the other.
+
+    What has a ``text`` of its own is printed as that.
+    """
+    if hasattr(numbers, "text"):
+        return print(numbers.text)
     for name, value in numbers.items():
         if isinstance(value, dict) and value and all(isinstance(v, str) for v in value.values()):
             print(f"{name}:")

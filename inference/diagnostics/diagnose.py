@@ -1,0 +1,285 @@
+"""Ask a posterior all questions that apply to it, and give the answers in one report."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.densities import data_plate, is_local
+from inference.devices import isolated_rng
+from inference.diagnostics.check import Check, Finding, cannot_tell
+from inference.diagnostics.diagnosis import Diagnosis
+from inference.diagnostics.evidence import evidence
+from inference.diagnostics.importance import importance_weights
+from inference.diagnostics.loo import leave_one_out
+from inference.diagnostics.predictive import predictive_check
+from inference.diagnostics.surgery import elbo_surgery
+from inference.diagnostics.weighing import Weighed, no_latents, weigh
+from inference.elbo.traces import run_traces, sample_sites
+from inference.weights import batch_size, evaluation_mode
+from ppl_models.errors import PplError, UnknownNameError, describe, whole_number
+from ppl_models.program import Batch, Program, as_program
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """A function that asks one question of a program.
+
+    It is given the program, and of ``batch, num_data, seed, weighed`` what it names; the number of
+    draws if it weighs them.
+    """
+
+    ask: Callable[..., Finding]
+    costly: bool = False
+    """Asked only when it is named, or everything is wanted."""
+    about: str = "any"
+    """Latents without which there is nothing to ask: ``local``, ``global``, or ``any``."""
+
+
+REGISTRY: dict[str, Diagnostic] = {
+    "importance": Diagnostic(importance_weights),
+    "evidence": Diagnostic(evidence),
+    "surgery": Diagnostic(elbo_surgery, about="local"),
+    "predictive": Diagnostic(predictive_check),
+    "loo": Diagnostic(leave_one_out, about="global"),
+}
+"""The diagnostics by the name that ``diagnose(..., checks=)`` takes, in the order of the report."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a diagnosis is about."""
+
+    program: Program
+    batch: Batch
+    num_data: int | None
+    """Size of the data set that a global posterior is about."""
+    split: str
+    latents: frozenset[str]
+    """``local``, ``global``, or both."""
+
+
+def diagnose(
+    program: object,
+    data: object = None,
+    *,
+    checks: Iterable[str] | str | None = None,
+    num_samples: int = 1000,
+    max_data: int = 200,
+    num_data: int | None = None,
+    thorough: bool = False,
+    seed: int = 0,
+    **options: Mapping[str, Any],
+) -> Diagnosis:
+    """Diagnose the posterior of a program: checks, each with value, threshold and verdict.
+
+    Args:
+        program: any object with ``model`` and ``guide``, the result of a fit, or an open run.
+        data: a batch of fields (B, ...), a split, or a data set; those of the fit or the run when
+            left out. Of a data set test data are taken, but all training data where latents are
+            global, for these are what their posterior is about.
+        checks: names of ``REGISTRY``; all that apply and cost little when left out.
+        num_samples: S, draws from the guide a datum.
+        max_data: of a split or data set, where latents are local; a batch is taken whole.
+        num_data: size of the data set that a global posterior is about; told by a data set, and
+            the batch itself when left out.
+        thorough: the costly checks as well.
+        seed: of the draws; the global random state is left as it was.
+        **options: of single diagnostics, by their names: ``predictive={"statistics": ...}``.
+
+    Returns:
+        A :class:`Diagnosis`. A diagnostic that has no answer for this program says why.
+
+    Raises:
+        PplError: the program has no latents; no data; a name or option that is not there.
+    """
+    whole_number("num_samples", num_samples, 2)
+    whole_number("max_data", max_data)
+    named = _named(checks, options)
+    subject = _subject(as_program(program), _given(program, data), max_data, num_data, seed)
+    asked = named or _that_apply(subject, thorough, options)
+    weighing = _Weighing(subject, num_samples, seed)
+    found: list[Check] = []
+    findings: dict[str, Finding] = {}
+    for name in asked:
+        try:
+            finding = _ask(REGISTRY[name], subject, weighing, dict(options.get(name, {})))
+            found += finding.checks()
+            findings[name] = finding
+        except PplError as error:
+            found.append(cannot_tell(name, error))
+        except Exception as error:  # one diagnostic shall not take the others' answers with it
+            found.append(cannot_tell(name, f"it failed: {describe(error)}"))
+    settings = {
+        "num_samples": num_samples,
+        "num_data": batch_size(subject.batch),
+        "data": subject.split,
+        "seed": seed,
+    }
+    return Diagnosis(subject.program.name, found, findings, settings)
+
+
+def _named(checks: Iterable[str] | str | None, options: Mapping[str, Any]) -> list[str]:
+    """The diagnostics that were named; none if the choice is left to us.
+
+    Raises:
+        PplError: a name that is not there, none at all, or options of one that is not asked.
+    """
+    names = [checks] if isinstance(checks, str) else list(checks or ())
+    for name in (*names, *options):
+        if name not in REGISTRY:
+            raise UnknownNameError("diagnostic", name, REGISTRY)
+    if checks is None:
+        return []
+    if not names:
+        raise PplError(f"checks is empty: name some of {', '.join(REGISTRY)}, or leave it out")
+    for name in options:
+        if name not in names:
+            raise PplError(f"options of {name!r} were given, but checks names {', '.join(names)}")
+    return list(dict.fromkeys(names))
+
+
+def _that_apply(subject: Subject, thorough: bool, options: Mapping[str, Any]) -> list[str]:
+    """What is asked unless something is named; who gives options wants the answer."""
+    return [
+        name
+        for name, diagnostic in REGISTRY.items()
+        if name in options
+        or (
+            (thorough or not diagnostic.costly)
+            and (diagnostic.about == "any" or diagnostic.about in subject.latents)
+        )
+    ]
+
+
+def _ask(
+    diagnostic: Diagnostic, subject: Subject, weighing: _Weighing, options: dict[str, Any]
+) -> Finding:
+    """Call a diagnostic with what it names.
+
+    Raises:
+        PplError: an option that it has not; whatever it has to say.
+    """
+    named = inspect.signature(diagnostic.ask).parameters
+    for option in options:
+        if option not in named:
+            raise UnknownNameError("option", option, named)
+    given: dict[str, Any] = {"batch": subject.batch, "num_data": subject.num_data}
+    given["seed"] = weighing.seed
+    known = {name: value for name, value in given.items() if name in named}
+    if "weighed" in named:
+        if {"num_samples", "seed", "num_data"} & set(options):
+            known["num_samples"] = weighing.num_samples
+        else:
+            known["weighed"] = weighing.weights()
+    return diagnostic.ask(subject.program, **(known | options))
+
+
+class _Weighing:
+    """Importance weights that several diagnostics share; drawn when first asked for.
+
+    Args:
+        subject: whose.
+        num_samples: S.
+        seed: of the draws.
+    """
+
+    def __init__(self, subject: Subject, num_samples: int, seed: int) -> None:
+        self.subject, self.num_samples, self.seed = subject, num_samples, seed
+        self._found: Weighed | Exception | None = None
+
+    def weights(self) -> Weighed:
+        """The weights.
+
+        Raises:
+            PplError: why there are none.
+        """
+        if self._found is None:
+            subject = self.subject
+            try:
+                self._found = weigh(
+                    subject.program,
+                    subject.batch,
+                    self.num_samples,
+                    num_data=subject.num_data,
+                    seed=self.seed,
+                )
+            except Exception as error:
+                self._found = error
+        if isinstance(self._found, Exception):
+            raise self._found
+        return self._found
+
+
+def _given(program: object, data: object) -> Any:
+    """The data that were given, or those of a fit or a run.
+
+    Raises:
+        PplError: none.
+    """
+    found = data if data is not None else getattr(program, "data", None)
+    if found is None:
+        raise PplError(
+            "diagnose needs data: a batch {'x': x}, a split or a data set as its second argument "
+            "(the result of a fit and an open run bring their own)"
+        )
+    return found
+
+
+def _subject(
+    program: Program, data: Any, max_data: int, num_data: int | None, seed: int
+) -> Subject:
+    """Program and batch, once the program is known to have latents."""
+    if isinstance(data, Mapping):
+        batch = _checked_batch(data)
+        return Subject(program, batch, num_data, "batch", _kinds(program, batch, seed))
+    if isinstance(data, Tensor) or not (hasattr(data, "batches") or hasattr(data, "train")):
+        raise PplError(
+            "data must be a batch as a dict {'x': x}, a split, or a data set; got "
+            f"{type(data).__name__}"
+        )
+    sets = hasattr(data, "train")
+    kinds = _kinds(program, _first(data.train if sets else data, 8, seed), seed)
+    if "global" in kinds:
+        name, split = ("train", data.train) if sets else ("split", data)
+        num = len(split)
+    else:
+        name, split = ("test", data.test) if sets else ("split", data)
+        num = min(max_data, len(split))
+    return Subject(program, _first(split, num, seed), num_data, name, kinds)
+
+
+def _checked_batch(batch: Mapping[str, Any]) -> Batch:
+    lengths = {name: len(value) for name, value in batch.items()}
+    if not lengths or len(set(lengths.values())) > 1 or not all(lengths.values()):
+        raise PplError(f"a batch needs fields of one length, at least 1; got {lengths or 'none'}")
+    return batch
+
+
+def _first(split: Any, num: int, seed: int) -> Batch:
+    """The first data of a split."""
+    if len(split) == 0:
+        raise PplError("there are no data to diagnose with")
+    with isolated_rng(seed):  # transforms of the data draw too
+        return next(iter(split.batches(num)))
+
+
+def _kinds(program: Program, batch: Batch, seed: int) -> frozenset[str]:
+    """Whether latents are local, global, or both.
+
+    Raises:
+        PplError: the program has none.
+    """
+    with evaluation_mode(program), isolated_rng(seed), program.scope(), torch.no_grad():
+        traces = run_traces(program.run_model, program.run_guide, (batch,), {"num_data": None})
+    latents = [site for _, site in sample_sites(traces.model) if not site["is_observed"]]
+    latents += [site for _, site in sample_sites(traces.guide)]
+    if not latents:
+        raise PplError(no_latents(program))
+    plate = data_plate(traces.model, batch_size(batch))
+    return frozenset("local" if is_local(site, plate) else "global" for site in latents)
