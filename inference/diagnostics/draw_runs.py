@@ -22,7 +22,7 @@ from inference.densities import SiteDensities, data_plate, densities_of, is_loca
 from inference.devices import isolated_rng
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.drawn import Draws, check_same, of_all
-from inference.diagnostics.layout import Layout, as_whole
+from inference.diagnostics.layout import Layout, as_whole, drawn_from
 from inference.elbo.base import plate_depth
 from inference.elbo.traces import PARTICLES, Site, Traces, run_traces, sample_sites
 from inference.summed_out import involved_in_sums, is_summed_out, posterior_draw, run_summed
@@ -60,9 +60,13 @@ class Runs:
             yield
 
     def block(self, count: int) -> Draws:
-        """So many draws."""
+        """So many draws; the first of all is checked by Pyro, and the others are as it was."""
         if not self.way:
             return self._first()
+        with pyro.validation_enabled(False):
+            return self._more(count)
+
+    def _more(self, count: int) -> Draws:
         if self.way == "plate":
             return self._in_plate(count)
         if self.way == "repeat":
@@ -147,8 +151,7 @@ class Runs:
                     continue
                 observed[name] = layout.values(site, as_whole(site["value"], site["fn"]))[0]
                 if self.predictive:
-                    new = as_whole(site["fn"].sample(), site["fn"])
-                    predictive[name] = layout.values(site, new)
+                    predictive[name] = layout.values(site, drawn_from(site["fn"]))
             dims[name] = layout.dims(site)
         for _, site in sample_sites(traces.guide):
             log_q.add(site)

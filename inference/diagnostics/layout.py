@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import Bernoulli
 from torch import Tensor
 from torch.distributions import constraints
 
 from inference.densities import is_local
 from inference.elbo.traces import Site, masked_log_prob
-from inference.sites import known_support
+from inference.sites import innermost, is_partial, known_support
 
 ONE_BYTE = (constraints.boolean, constraints.one_hot)
 WHOLE = (
@@ -82,18 +83,42 @@ def _frames(site: Site) -> dict[int, str]:
     return {f.dim: f.name for f in site["cond_indep_stack"] if f.vectorized}
 
 
-def as_whole(value: Tensor, fn: Any) -> Tensor:
-    """Values of a distribution over whole numbers as such, bits as bytes; others as they are.
+def whole_dtype(fn: Any) -> torch.dtype | None:
+    """What holds the values of a distribution over whole numbers, bits in a byte; else None.
 
-    Values that are no whole numbers, such as grey pixels under a Bernoulli, stay as they are.
+    Args:
+        fn: a distribution.
     """
     support = known_support(fn)
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if any(support is known for known in ONE_BYTE):
-        whole = value.to(torch.int8)
-    elif isinstance(support, WHOLE):
-        whole = value.to(torch.int64)
-    else:
-        return value
+        return torch.int8
+    return torch.int64 if isinstance(support, WHOLE) else None
+
+
+def as_whole(value: Tensor, fn: Any) -> Tensor:
+    """Values of a distribution over whole numbers as such; others as they are.
+
+    Args:
+        value: that was given; grey pixels under a Bernoulli are no whole numbers, and stay.
+        fn: the distribution.
+    """
+    dtype = whole_dtype(fn)
+    whole = value if dtype is None else value.to(dtype)
     return whole if bool((whole == value).all()) else value
+
+
+def drawn_from(fn: Any) -> Tensor:
+    """A draw, of whole numbers as such.
+
+    Bits are drawn as u < p, with u one of 2^24 numbers: three times as fast as torch's own draws,
+    which are most of the time that binary images take, and off by at most 6e-8 in p.
+
+    Args:
+        fn: a distribution.
+    """
+    dtype, inner = whole_dtype(fn), innermost(fn)
+    if type(inner) is Bernoulli and inner.probs.shape == fn.shape() and not is_partial(fn):
+        return (torch.rand_like(inner.probs) < inner.probs).view(torch.int8)
+    return fn.sample() if dtype is None else fn.sample().to(dtype)

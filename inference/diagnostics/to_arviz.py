@@ -21,7 +21,7 @@ from inference.diagnostics.groups import Groups, MemoryGroups, NetcdfGroups, che
 from inference.diagnostics.prior_draws import PriorDraws, prior_blocks
 from inference.diagnostics.source import attributes, batch_of, history, training_size
 from inference.weights import batch_size
-from ppl_models.errors import PplError, UnknownNameError, describe, whole_number
+from ppl_models.errors import PplError, UnknownNameError, describe, whole_number, without_shapes
 from ppl_models.program import as_program
 
 GROUPS = (
@@ -211,7 +211,7 @@ def _put_prior(
         if start:
             raise
         reason = str(error) if isinstance(error, PplError) else describe(error)
-        return {"prior_left_out": reason}
+        return {"prior_left_out": without_shapes(reason)}
     return {}
 
 
