@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import data_plate, is_local
-from inference.diagnostics.layout import Layout, as_whole
+from inference.diagnostics.layout import Layout, whole_dtype
 from inference.elbo.traces import sample_sites
 from inference.sampling import prior_trace
 from inference.weights import batch_size, repeat, rows_at_once
@@ -81,7 +81,9 @@ def _block(
     found = PriorDraws({}, {}, set())
     for name, site in sample_sites(trace):
         if name in sites:
-            found.values[name] = layout.values(site, as_whole(site["value"], site["fn"]))
+            dtype = whole_dtype(site["fn"])
+            value = site["value"] if dtype is None else site["value"].to(dtype)
+            found.values[name] = layout.values(site, value)
             found.dims[name] = layout.dims(site)
             found.local.update([name] if is_local(site, layout.plate) else [])
     return found
