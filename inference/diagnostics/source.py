@@ -24,12 +24,14 @@ from ppl_models.program import Batch, Program
 def history(source: object) -> list[dict[str, Any]]:
     """The rows, one an epoch, of a fit or of an open run; none of anything else.
 
+    A history of one number an iteration, such as EM's, is a column of this name.
+
     Args:
         source: the result of a fit, an open run, or a program.
     """
     folder = getattr(source, "folder", None)
     found = read_metrics(folder) if folder is not None else getattr(source, "history", None)
-    return [dict(row) for row in found or [] if isinstance(row, Mapping)]
+    return [dict(row) if isinstance(row, Mapping) else {"history": row} for row in found or []]
 
 
 def batch_of(source: object, program: Program, data: Any, seed: int = 0) -> dict[str, Tensor]:

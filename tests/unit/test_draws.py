@@ -140,6 +140,18 @@ def test_densities_are_those_of_the_same_draws(way):
     torch.testing.assert_close(draws.observed["x"], x)
 
 
+def test_densities_of_shared_latents_are_apart():
+    """In the plate of draws too, of as many data as draws."""
+    x = torch.tensor([1.0, 2.0, -1.0])
+    draws = posterior_draws(GlobalMean(), {"x": x}, 4, num_data=100, max_rows=9)
+    mu, standard = draws.global_latents["mu"], dist.Normal(0.0, 1.0)
+    torch.testing.assert_close(draws.global_log_p, standard.log_prob(mu))
+    torch.testing.assert_close(draws.global_log_q, standard.log_prob(mu))  # where the guide starts
+    likelihood = dist.Normal(mu.unsqueeze(1), 1.0).log_prob(x)
+    torch.testing.assert_close(draws.log_p, likelihood)
+    assert not draws.log_q.any()
+
+
 def _one_at_most(rows):
     def limited(self, count):
         if count > 1:

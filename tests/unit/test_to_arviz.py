@@ -14,11 +14,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from mixture_helpers import blobs
+from mixture_helpers import blobs, random_mixture
 from programs import DiscreteVAE, GaussianToy, WithoutLatents, tiny_images, tiny_vae
 from pyro.infer.autoguide import AutoNormal
 
-from inference import fit, from_tensors, to_arviz
+from inference import fit, fit_em, from_tensors, to_arviz
 from inference.diagnostics.arviz_lines import psis
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.draws import posterior_draws
@@ -29,8 +29,7 @@ from ppl_models.cvae import CVAE
 pytestmark = pytest.mark.arviz1
 
 OLDER = arviz.__version__.startswith("0.")
-HERE = Path(__file__).parent
-K_OF_ONE_LINE = HERE / "pareto_k_arviz_0.23.4.json"
+K_OF_ONE_LINE = Path(__file__).parents[1] / "golden" / "pareto_k_arviz_0.23.4.json"
 
 
 def regression(x, y=None, *, size=1):
@@ -160,6 +159,15 @@ def test_a_model_that_cannot_be_sampled_has_no_prior_and_says_why():
     assert not {"prior", "prior_predictive"} & groups(found)
     assert "no keyword-only option `size`" in found.attrs["prior_left_out"]
     assert "Trace Shapes" not in found.attrs["prior_left_out"]
+
+
+def test_a_mixture_of_em_is_taken_as_it_is():
+    x = blobs(30)
+    fitted = fit_em(random_mixture("full"), x, max_iterations=2)
+    found = to_arviz(fitted, x, 5, prior_samples=2)
+    assert found["posterior"].z.dims == ("chain", "draw", "data")
+    assert "log_p_global" not in found["sample_stats"]
+    assert found["fit"].history.values.tolist() == fitted.history
 
 
 def test_what_is_left_out_is_not_made():
