@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import arviz
 import numpy as np
@@ -18,11 +19,11 @@ from mixture_helpers import blobs, random_mixture
 from programs import DiscreteVAE, GaussianToy, WithoutLatents, tiny_images, tiny_vae
 from pyro.infer.autoguide import AutoNormal
 
-from inference import fit, fit_em, from_tensors, to_arviz
+from inference import fit, from_tensors, to_arviz
 from inference.diagnostics.arviz_lines import psis
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.draws import posterior_draws
-from ppl_models import PplError, Program
+from ppl_models import PplError, Program, as_program
 from ppl_models.bayesian_gmm import BayesianGaussianMixture
 from ppl_models.cvae import CVAE
 
@@ -161,10 +162,11 @@ def test_a_model_that_cannot_be_sampled_has_no_prior_and_says_why():
     assert "Trace Shapes" not in found.attrs["prior_left_out"]
 
 
-def test_a_mixture_of_em_is_taken_as_it_is():
-    x = blobs(30)
-    fitted = fit_em(random_mixture("full"), x, max_iterations=2)
-    found = to_arviz(fitted, x, 5, prior_samples=2)
+def test_a_history_of_numbers_is_a_column():
+    """As the result of ``fit_em`` has it."""
+    program = as_program(random_mixture("full"))
+    fitted = SimpleNamespace(program=program, history=[-3.0, -2.5, -2.25])
+    found = to_arviz(fitted, blobs(30), 5, prior_samples=2)
     assert found["posterior"].z.dims == ("chain", "draw", "data")
     assert "log_p_global" not in found["sample_stats"]
     assert found["fit"].history.values.tolist() == fitted.history
