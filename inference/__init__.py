@@ -4,6 +4,7 @@ from inference.compare import compare_estimators, train_compare
 from inference.data import DataSet, from_tensors, load_data
 from inference.denoise import denoise
 from inference.diagnostics.diagnose import diagnose
+from inference.diagnostics.to_arviz import to_arviz
 from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.em import EMResult, fit_em
 from inference.evaluation import Evaluation, evaluate
@@ -36,5 +37,6 @@ __all__ = [
     "map_estimate",
     "score_function",
     "split_half_quadratic",
+    "to_arviz",
     "train_compare",
 ]

@@ -147,6 +147,11 @@ def is_summed_out(trace: poutine.Trace) -> bool:
     return any(_states_dim(site) is not None for _, site in sample_sites(trace))
 
 
+def involved_in_sums(trace: poutine.Trace) -> list[str]:
+    """Sites of a model's trace with all states that are summed out, or vary with one that is."""
+    return [name for name, site in sample_sites(trace) if _has_states(site)]
+
+
 def _states_dim(site: Site) -> int | None:
     return None if site["is_observed"] else site["infer"].get("_enumerate_dim")
 

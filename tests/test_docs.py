@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,16 @@ def test_the_training_page_runs(capsys):
     (code,) = blocks(ROOT / "docs" / "training.md", "python")
     exec(compile(code, "training.md", "exec"), {})
     assert capsys.readouterr().out.startswith("0 ")
+
+
+def test_the_diagnostics_page_runs(capsys):
+    names: dict = {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=RuntimeWarning)  # ArviZ's, of one chain
+        for code in blocks(ROOT / "docs" / "diagnostics.md", "python"):
+            exec(compile(code, "diagnostics.md", "exec"), names)
+    assert "z[0, 0]" in capsys.readouterr().out
+    assert names["log_weights"].sizes["draw"] == 100
 
 
 @pytest.mark.slow

@@ -5,10 +5,13 @@ Shapes: S draws, N data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 
 def _arviz() -> tuple[ModuleType, bool]:
@@ -39,3 +42,31 @@ def psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     else:
         found = arviz.psislw(log_weights)
     return np.asarray(found[0]), np.asarray(found[1])
+
+
+def container(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
+    """Groups as what ArviZ works on: ``InferenceData`` (0.x) or an xarray ``DataTree`` (1.x).
+
+    Args:
+        groups: by name, with the dimensions ``chain`` and ``draw`` where they are of draws.
+        attrs: of the whole.
+    """
+    arviz, newer = _arviz()
+    if not newer:
+        return arviz.InferenceData(attrs=dict(attrs), **groups)
+    tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
+    tree.attrs.update(attrs)
+    return tree
+
+
+def open_netcdf(path: Path) -> Any:
+    """What ArviZ works on, from a file whose arrays are read when they are used.
+
+    Args:
+        path: of a netCDF file of groups.
+    """
+    arviz, newer = _arviz()
+    if newer:
+        return xr.open_datatree(path, engine="h5netcdf")
+    with arviz.rc_context({"data.load": "lazy"}):
+        return arviz.from_netcdf(str(path))
