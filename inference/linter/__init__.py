@@ -73,7 +73,13 @@ def lint(
     except Exception as error:
         return [running.FAILS.broken(f"a copy of the program cannot be made: {describe(error)}")]
     with isolated_rng(seed), evaluation_mode(twin):
-        seen = Sighting(twin, batch, {"num_data": batch_size(batch)}, estimator)
+        seen = Sighting(
+            twin,
+            lambda: copy.deepcopy(whole).eval(),
+            batch,
+            {"num_data": batch_size(batch)},
+            estimator,
+        )
         found = [finding for check in _CHECKS for finding in _findings(check, seen)]
     return sorted(dict.fromkeys(found), key=lambda f: f.severity)
 

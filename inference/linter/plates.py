@@ -5,7 +5,6 @@ Shapes: B data.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import pyro
@@ -221,7 +220,7 @@ def whole(seen: Sighting) -> Iterator[Lint]:
         return
     traces, size = seen.traces, 10 * seen.rows
     if "num_data" in seen.program.options:
-        twin = copy.deepcopy(seen.program)  # what it makes for so many data is gone with it
+        twin = seen.copy()  # what it makes for so many data is gone with it
         with twin.scope(), torch.no_grad(), pyro.validation_enabled(False):
             try:
                 traces = run_traces(

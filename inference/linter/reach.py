@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from pyro.distributions import TransformedDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    IndependentTransform,
+    Transform,
+)
+
+from inference.sites import innermost, known_support
 
 Bound = float | Tensor
 
@@ -35,6 +46,45 @@ class Reach:
         return f"{kind} up to {high}" if low == "-inf" else f"{kind} from {low} to {high}"
 
 
+WHOLE_LINE = Reach(-math.inf, math.inf, False)
+
+
+def reach(fn: Any) -> Reach | None:
+    """What a distribution can draw, elementwise; None: that cannot be told."""
+    inner = innermost(fn)
+    # Its subclasses (LogNormal, ...) know their supports; it takes its last transform's word.
+    if type(inner) not in (torch.distributions.TransformedDistribution, TransformedDistribution):
+        return reach_of(known_support(fn))
+    found = reach(inner.base_dist)
+    for transform in _parts(inner.transforms):
+        found = _after(transform, found)
+    return found
+
+
+def _parts(transforms: Sequence[Transform]) -> Iterator[Transform]:
+    for transform in transforms:
+        if isinstance(transform, ComposeTransform):
+            yield from _parts(transform.parts)
+        elif isinstance(transform, IndependentTransform):
+            yield from _parts([transform.base_transform])
+        else:
+            yield transform
+
+
+def _after(transform: Transform, before: Reach | None) -> Reach | None:
+    """What comes out of an elementwise transform of numbers in an interval."""
+    if not isinstance(transform, AffineTransform):
+        found = reach_of(transform.codomain)
+        # "All numbers" is what transforms say that do not care to say more.
+        return None if found == WHOLE_LINE else found
+    scale = torch.as_tensor(transform.scale)
+    if before is None or before.discrete or not bool((scale > 0).all() or (scale < 0).all()):
+        return None
+    ends = [transform.loc + scale * bound for bound in (before.lower, before.upper)]
+    lower, upper = ends if bool((scale > 0).all()) else ends[::-1]
+    return Reach(lower, upper, False)
+
+
 def reach_of(support: Constraint | None) -> Reach | None:
     """What an elementwise support holds; None: it is no interval, or does not say."""
     while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
@@ -43,7 +93,7 @@ def reach_of(support: Constraint | None) -> Reach | None:
     if support is None or c.is_dependent(support):
         return None
     if isinstance(support, type(c.real)):
-        return Reach(-math.inf, math.inf, False)
+        return WHOLE_LINE
     if isinstance(support, type(c.boolean)):
         return Reach(0.0, 1.0, True)
     if isinstance(support, c.greater_than | c.greater_than_eq):

@@ -37,6 +37,11 @@ REMEDIES = (
         r"Multiple (sample|param) sites named",
         "Give every site a name of its own, such as f'z_{i}' in a loop.",
     ),
+    (
+        r"names the field",
+        "Give the data such a field, or name the argument as one of the data's; an option is "
+        "keyword-only, or has a default.",
+    ),
     (r"duplicate plate", "Open a plate of one name once at a time, or give the two other names."),
     (r"collide at|at plates\(", "Give nested plates dims of their own: dim=-1, dim=-2."),
     (r"Expected dim < 0", "Plates count dims from the right: dim=-1 for the innermost."),

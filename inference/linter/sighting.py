@@ -88,6 +88,8 @@ class Sighting:
 
     program: Program
     """A copy, in evaluation mode."""
+    copy: Callable[[], Program]
+    """Makes another one, that has not run."""
     batch: dict[str, Tensor]
     options: dict[str, Any]
     estimator: ELBO | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pyro.infer import (
     ELBO,
@@ -15,7 +16,7 @@ from pyro.infer import (
 from pyro.nn import PyroModule, PyroSample
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from inference.elbo import AnalyticKL, Estimator
+from inference.elbo import AnalyticKL, Estimator, ScoreFunction
 from inference.elbo.analytic_kl import closed_form_kl, latents_before
 from inference.elbo.checks import ELBO_FOR_DISCRETE
 from inference.elbo.traces import sample_sites, scaled_log_prob
@@ -61,7 +62,7 @@ HIGH_VARIANCE = Rule(
     "warning",
     "a plain score function estimator on a discrete latent",
     "its gradient has a high variance; training is slow, or stands still.",
-    f"Use {ELBO_FOR_DISCRETE}.",
+    "Use 'leave_one_out' (any latents, two particles or more) or 'enumerate' (few states).",
 )
 REFUSED = Rule(
     "estimator-refuses",
@@ -149,6 +150,8 @@ def estimation(seen: Sighting) -> Iterator[Lint]:
             estimator.check(seen.traces)
         except PplError as error:
             yield REFUSED.broken(str(error))
+        if type(estimator) is ScoreFunction:
+            yield from (_plain(estimator.name, seen.place("guide", name)) for name in stuck)
     else:
         yield from _stock(seen, estimator, list(stuck))
     if isinstance(estimator, AnalyticKL | TraceMeanField_ELBO):
@@ -168,9 +171,13 @@ def _stock(seen: Sighting, estimator: ELBO, stuck: list[str]) -> Iterator[Lint]:
                 **at,
             )
         elif type(estimator) is Trace_ELBO:
-            yield HIGH_VARIANCE.broken(f"{kind} takes its score function without a baseline", **at)
+            yield _plain(kind, at)
     if seen.sums_out and not isinstance(estimator, TraceEnum_ELBO | TraceGraph_ELBO):
         yield REFUSED.broken(f"{kind} cannot sum out the latents that the guide leaves out")
+
+
+def _plain(estimator: str, at: dict[str, Any]) -> Lint:
+    return HIGH_VARIANCE.broken(f"{estimator} takes its score function without a baseline", **at)
 
 
 def _analytic(seen: Sighting, falls_back: bool) -> Iterator[Lint]:

@@ -15,7 +15,7 @@ from inference.data.checks import check_finite
 from inference.elbo.traces import Site, log_prob_of
 from inference.linter.finding import Lint, Rule
 from inference.linter.origins import Given, free_origin, given
-from inference.linter.reach import reach_of
+from inference.linter.reach import reach
 from inference.linter.sighting import Sighting
 from inference.priming import pixel_hint
 from inference.sites import family, is_point, known_support
@@ -63,9 +63,8 @@ SUPPORTS = Rule(
     "error",
     "a guide that can draw what the model's prior holds impossible",
     "sooner or later a draw has log density minus infinity (or NaN), if not among the first.",
-    "Use a guide over the same support: LogNormal or Gamma for positive latents, Beta or a "
-    "LogitNormal for the unit interval, or TransformedDistribution(Normal(...), "
-    "biject_to(support)).",
+    "Use a guide over the same support: LogNormal or Gamma for positive latents, Beta for "
+    "the unit interval, or TransformedDistribution(Normal(...), biject_to(support)).",
 )
 NARROWER = Rule(
     "support-narrower",
@@ -173,7 +172,7 @@ def supports(seen: Sighting) -> Iterator[Lint]:
         at = seen.place("guide", name)
         names = f"the guide's {family(guide['fn'])}", f"the model's {family(model['fn'])}"
         possible = _possible(model | {"value": guide["value"]})
-        ours, theirs = (reach_of(known_support(s["fn"])) for s in (guide, model))
+        ours, theirs = (reach(s["fn"]) for s in (guide, model))
         if ours is None or theirs is None or is_point(guide["fn"]):
             if not possible:
                 yield SUPPORTS.broken(

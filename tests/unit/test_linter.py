@@ -41,11 +41,12 @@ from programs import (
 )
 from pyro import poutine
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoMultivariateNormal, AutoNormal
 from torch import nn
 
 from inference.devices import rng_state
 from inference.linter import RULES, lint
-from ppl_models import CATALOG
+from ppl_models import CATALOG, Program
 from ppl_models.likelihoods import LIKELIHOODS
 
 X = torch.randn(6)
@@ -68,6 +69,15 @@ class Case:
     mended_batch: Any = None
     estimator: Any = None
     mended_estimator: Any = None
+
+
+Exp, Sigmoid = dist.transforms.ExpTransform, dist.transforms.SigmoidTransform
+Affine = dist.transforms.AffineTransform
+
+
+def through(*transforms: Any) -> Any:
+    """A Normal guide through transforms; the last alone tells too much of its support."""
+    return dist.TransformedDistribution(NORMAL, list(transforms))
 
 
 def linear(scale: Callable[[nn.Linear, torch.Tensor], torch.Tensor]) -> Any:
@@ -115,9 +125,14 @@ CASES = [
     Case("support-differs",
          latent(dist.Categorical(torch.ones(2)), dist.Categorical(torch.ones(3))),
          latent(dist.Categorical(torch.ones(2)), dist.Bernoulli(0.5)), "z", "whole numbers"),
+    Case("support-differs", latent(dist.Gamma(2.0, 1.0), through(Exp(), Affine(-0.01, 1.0))),
+         latent(dist.Gamma(2.0, 1.0), through(Exp(), Affine(0.01, 1.0))), "z", "from -0.01 up"),
+    Case("support-differs", latent(dist.Beta(2.0, 1.0), through(Sigmoid(), Affine(1.0, 1.0))),
+         latent(dist.Beta(2.0, 1.0), through(Sigmoid(), Affine(1.0, -1.0))), "z", "from 1 to 2"),
     Case("support-narrower", latent(NORMAL, dist.LogNormal(0.0, 1.0)), toy(), "z", "all numbers"),
     Case("parameter-out-of-range", linear(lambda net, x: -net(x)),
-         linear(lambda net, x: net(x).exp()), "z", r"scale of Normal \(possible: numbers from 0 up\) is from -1"),
+         linear(lambda net, x: net(x).exp()), "z",
+         r"scale of Normal \(possible: numbers from 0 up\) is from -1"),
     Case("raw-parameter", linear(lambda net, x: net(x)),
          linear(lambda net, x: nn.functional.softplus(net(x))), "z", "a linear layer"),
     Case("raw-parameter", linear(lambda net, x: net(x).relu()),
@@ -171,6 +186,7 @@ CASES = [
     Case("no-rsample", BernoulliToy(), BernoulliToy(), "b", mended_estimator="leave_one_out"),
     Case("plain-score-function", BernoulliToy(), BernoulliToy(), "b", estimator=Trace_ELBO(),
          mended_estimator="leave_one_out"),
+    Case("plain-score-function", BernoulliToy(), GaussianToy(), "b", estimator="score_function"),
     Case("estimator-refuses", BernoulliToy(), BernoulliToy(), None, "rsample",
          estimator="pathwise", mended_estimator="enumerate"),
     Case("estimator-refuses", BernoulliToy(), GaussianToy(), "b", "silently",
@@ -242,6 +258,32 @@ def test_every_likelihood_is_clean(likelihood):
 )
 def test_programs_of_other_kinds_are_clean(program):
     assert lint(program, {"x": X}) == []
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoDelta, AutoMultivariateNormal, AutoIAFNormal])
+def test_automatic_guides_of_constrained_latents_are_clean(guide):
+    def model(x, *, num_data=None):
+        mu = pyro.sample("mu", NORMAL)
+        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("data", num_data or len(x), subsample=torch.arange(len(x)), dim=-1):
+            pyro.sample("x", dist.Normal(mu * weights[0], scale), obs=x)
+
+    assert [str(f) for f in lint(Program(model, guide(model)), {"x": X})] == []
+
+
+def test_values_under_a_mask_are_no_data():
+    def model(x, seen):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", NORMAL)
+            with poutine.mask(mask=seen):
+                pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    program = Program(model, toy().guide)
+    half = torch.tensor([0.0, 1.0, 1.0, 0.5, 0.5, 0.5])
+    assert lint(program, {"x": half, "seen": half != 0.5}) == []
+    found = lint(program, {"x": half, "seen": half != 0.0})
+    assert [f.code for f in found] == ["grey-pixels"]
 
 
 def test_nothing_is_left_behind():
