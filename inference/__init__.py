@@ -8,6 +8,7 @@ from inference.diagnostics.to_arviz import to_arviz
 from inference.elbo import ESTIMATORS, estimators, score_function
 from inference.em import EMResult, fit_em
 from inference.evaluation import Evaluation, evaluate
+from inference.linter import lint
 from inference.map_estimate import MapResult, map_estimate
 from inference.mixtures import FittedMixture, fit_mixture
 from inference.splitting import anneal, split_half_quadratic
@@ -32,6 +33,7 @@ __all__ = [
     "fit_em",
     "fit_mixture",
     "from_tensors",
+    "lint",
     "load_data",
     "log_weights",
     "map_estimate",

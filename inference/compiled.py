@@ -15,18 +15,16 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from inference.agreement import HALF, HALF_GRADIENTS, check_alike, tolerance_of
 from inference.elbo.base import forked_rng
 from inference.graphs import (
-    HALF,
-    HALF_GRADIENTS,
     Compiled,
     GraphCache,
     NotCompiledError,
-    check_alike,
     compile_graph,
     failures,
+    refuse_held_parameters,
     shapes_of,
-    tolerance_of,
     trace,
 )
 from inference.replay import Replayed
@@ -166,6 +164,7 @@ class CompiledStep:
         flat, function = step.flat(batch), step.function(list(batch))
         with self.module.program.scope(), pyro.validation_enabled(False):
             graph = trace(function, flat, self.module.program)
+            refuse_held_parameters(graph, self.module.program)
             compiled = compile_graph(graph, flat)
             made = _Graph(compiled, tolerance_of(graph))
             self._check(step, batch, made)

@@ -15,16 +15,15 @@ import pyro
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inference.agreement import check_alike, tolerance_of
 from inference.densities import SiteDensities
 from inference.graphs import (
     Compiled,
     GraphCache,
     Held,
-    check_alike,
     compile_graph,
     failures,
     shapes_of,
-    tolerance_of,
     trace,
 )
 from inference.unchanged import unchanged

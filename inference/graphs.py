@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -185,6 +184,33 @@ def _refuse(changes: Changes, traced: GraphModule) -> None:
         )
 
 
+def refuse_held_parameters(graph: GraphModule, program: Program) -> None:
+    """Refuse the graph of a step that holds a trained parameter as a constant.
+
+    It is there where a function runs later than the step's parameters are in their places, such as
+    the second run of ``torch.utils.checkpoint``, which takes those of the module itself.
+
+    Raises:
+        NotCompiledError: its gradient, or a part of it, would be lost without a word.
+    """
+    held = [getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")]
+    lost = {
+        value.untyped_storage().data_ptr()
+        for value in held
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor) and value.requires_grad
+    }
+    if not lost:
+        return
+    parameters = program.named_parameters()
+    names = [n for n, p in parameters if p.untyped_storage().data_ptr() in lost]
+    raise NotCompiledError(
+        f"the graph holds {', '.join(names) or 'a parameter'} as a constant, whose gradient would "
+        "be lost: a function holds the network itself, and runs it again in the backward pass "
+        "(torch.utils.checkpoint) or apart from the program; hand it the parameters as inputs "
+        "(torch.func.functional_call)"
+    )
+
+
 def _drop_idle_writes(graph: GraphModule) -> None:
     """Drop writes of inputs into themselves: of buffers that nothing has changed."""
     for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
@@ -268,61 +294,3 @@ def _no_warnings() -> Iterator[None]:
 def shapes_of(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What a graph is made for: the tensors' names, layouts, dtypes and devices."""
     return tuple((n, v.shape, v.stride(), v.dtype, v.device) for n, v in tensors.items())
-
-
-HALF = 3e-2
-"""Tolerance of numbers in 16 bits."""
-HALF_GRADIENTS = 0.1
-"""Of gradients in 16 bits, by their norm: a fused kernel rounds once where eager operations round
-each, and through a dozen layers single numbers were seen to differ by 12 % of the largest."""
-
-
-def tolerance_of(graph: GraphModule) -> float:
-    """How far, relative to its size, a number may be from the eager one's."""
-    values = [node.meta.get("val") for node in graph.graph.nodes]
-    dtypes = {value.dtype for value in values if isinstance(value, Tensor)}
-    if dtypes & {torch.bfloat16, torch.float16}:
-        return HALF
-    if torch.float32 not in dtypes:
-        return 1e-9
-    targets = {node.target for node in graph.graph.nodes}
-    # A convolution's gradient sums over all places, in whatever order its kernel likes.
-    return 1e-3 if torch.ops.aten.convolution_backward.default in targets else 1e-4
-
-
-def check_alike(
-    name: str,
-    ours: Tensor,
-    theirs: Tensor,
-    tolerance: float,
-    size: float,
-    order: float = math.inf,
-) -> None:
-    """Compare what a compiled graph and the eager function give.
-
-    Args:
-        name: of the tensor.
-        ours: the graph's.
-        theirs: the eager function's, with the same random numbers.
-        tolerance: relative.
-        size: below which all numbers are as good as zero.
-        order: of the norm that is compared: the largest number, or 2.
-
-    Raises:
-        NotCompiledError: they differ by more than rounding.
-    """
-    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
-    if same.all():
-        return
-    gap = math.inf
-    if theirs.is_floating_point():
-        gap = float(torch.linalg.vector_norm((ours - theirs)[~same], order))
-    finite = theirs[theirs.isfinite()]
-    least = size if order == math.inf else size * math.sqrt(theirs.numel())
-    size = max(least, float(torch.linalg.vector_norm(finite, order)) if finite.numel() else 0.0)
-    if not gap <= tolerance * size:
-        raise NotCompiledError(
-            f"compiled and eager differ at {name} by {gap:.3g} (of {size:.3g}). The usual reason: "
-            "the program depends on something that is no tensor (a global, a counter), or draws "
-            "in another order"
-        )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference.contract import CHECKS, Subject, run
 from inference.devices import isolated_rng
+from inference.linter import Lint, lint
 from inference.weights import batch_size
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program, as_program
@@ -28,6 +29,8 @@ class CheckResult:
     ok: bool
     message: str
     """What was found; if not ok, what to do."""
+    findings: tuple[Lint, ...] = ()
+    """Of the linter, warnings among them, which break nothing."""
 
 
 def check_program(
@@ -38,7 +41,9 @@ def check_program(
     Sites and plates agree between model and guide; shapes; supports; a gradient reaches every
     parameter; the prior predictive runs; the state dict makes a round trip; ``deepcopy``; log
     weights are per datum (permuting the batch permutes them); float32 and float64; a batch of
-    one; a short last batch. The program itself, and the random state, are left as they were.
+    one; a short last batch; and the linter (:mod:`inference.linter`) finds no error: its warnings
+    are in the result, and break nothing. The program itself, and the random state, are left as
+    they were.
 
     Args:
         program: any object with ``model`` and ``guide``.
@@ -71,14 +76,25 @@ def _run_checks(program: Program, batch: dict[str, Tensor]) -> list[CheckResult]
     try:
         subject()
     except Exception as error:
-        return [CheckResult("runs", False, _message(error))]
+        return [CheckResult("runs", False, _message(error)), _lint(program, batch)]
     results = [CheckResult("runs", True, "model and guide run on the batch")]
     for name, check in CHECKS.items():
         try:
             results.append(CheckResult(name, True, check(subject())))
         except Exception as error:
             results.append(CheckResult(name, False, _message(error)))
-    return results
+    return [*results, _lint(program, batch)]
+
+
+def _lint(program: Program, batch: dict[str, Tensor]) -> CheckResult:
+    """The linter's findings as one result."""
+    found = tuple(lint(program, batch))
+    errors = sum(f.severity == "error" for f in found)
+    if not found:
+        return CheckResult("lint", True, "nothing found")
+    lines = "".join(f"\n  {str(finding).replace(chr(10), chr(10) + '  ')}" for finding in found)
+    counts = f"{errors} error(s), {len(found) - errors} warning(s)"
+    return CheckResult("lint", not errors, counts + lines, found)
 
 
 def _message(error: Exception) -> str:

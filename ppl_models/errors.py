@@ -97,14 +97,14 @@ def describe(error: BaseException, path: Path | None = None) -> str:
         return f"{type(error).__name__}: {error.msg} (line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     own = [f for f in frames if path is not None and Path(f.filename).resolve() == path]
-    own = own or [f for f in frames if not _is_machinery(Path(f.filename))]
+    own = own or [f for f in frames if not is_machinery(Path(f.filename))]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     lines = [line for line in str(error).splitlines() if line.strip()]
     message = " ".join(lines[:2])  # Pyro's go on for a screen, with tensors
     return f"{type(error).__name__}: {message[:400]}{place}"
 
 
-def _is_machinery(file: Path) -> bool:
+def is_machinery(file: Path) -> bool:
     """Whether a source file is neither a program's nor the user's."""
     here = Path(__file__).parent
     ours = file.parent == here and file.name in ("catalog.py", "program.py", "param_scope.py")

@@ -19,6 +19,7 @@ from inference import estimators
 from inference.cli import main
 from inference.explore import KINDS
 from inference.images import Photo, write_photo
+from inference.linter import RULES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,7 +76,7 @@ def test_a_model_written_from_the_docs_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     page = ROOT / "docs" / "adding_a_model.md"
-    model, usage, test, rest, start = blocks(page, "python")
+    model, usage, test, rest, start, linting = blocks(page, "python")
     (tmp_path / "my_model.py").write_text(model)
     found = commands(page)
     assert {words[0] for words in found} == {"check", "train", "evaluate", "sample"}
@@ -84,7 +85,7 @@ def test_a_model_written_from_the_docs_alone(tmp_path, monkeypatch):
     code = "\n".join([usage, test, "test_factor_analysis()"])
     prelude = "import torch, pyro\nimport pyro.distributions as dist\nfrom torch import nn\n"
     started = f"{start}\ncentred = fitted.program.owner.centre\n"
-    (tmp_path / "usage.py").write_text(prelude + code + "\n" + started + rest)
+    (tmp_path / "usage.py").write_text(prelude + code + "\n" + started + rest + linting)
     names = runpy.run_path(str(tmp_path / "usage.py"))
     assert float(names["centred"].detach()) == pytest.approx(3.0, abs=0.3)
     assert float(names["fitted"].program.param("loc")) == pytest.approx(3.0, abs=0.3)
@@ -112,6 +113,13 @@ def test_every_estimator_has_a_row():
     for name, row in estimators().iterrows():
         cells = [f"`{name}`", *row[["objective", "latents", "bias"]], f"{row.min_particles}+"]
         assert " | ".join([*cells, row.reference]) in page, name
+
+
+def test_every_rule_of_the_linter_has_a_row():
+    page = (ROOT / "docs" / "adding_a_model.md").read_text()
+    for rule in RULES.values():
+        row = f"| `{rule.code}` | {rule.severity} | {rule.what} | {rule.remedy} |"
+        assert row in page, rule.code
 
 
 @pytest.mark.slow

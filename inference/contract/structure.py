@@ -11,6 +11,7 @@ from inference.contract.subject import Subject, run, sites_of
 from inference.densities import data_plate
 from inference.elbo import AnalyticKL, Enumerate, Estimator, LeaveOneOut
 from inference.elbo.traces import Traces, sample_sites
+from inference.linter.plates import plate_mismatches
 from inference.parameters import check_gradients, check_ownership, trainable
 from inference.priming import pixel_hint, prime
 from inference.sites import family, known_support
@@ -51,19 +52,8 @@ def check_sites(subject: Subject) -> str:
 def check_plates(subject: Subject) -> str:
     """Every latent stands in the same plates in model and guide; the data plate is there."""
     data_plate(subject.traces.model, subject.num_data)
-    guide = sites_of(subject.traces.guide)
-    for name, site in _latents(subject.traces).items():
-        if name not in guide:
-            continue  # summed out
-        ours, theirs = (
-            sorted((f.name, f.dim, f.size) for f in s["cond_indep_stack"] if f.vectorized)
-            for s in (site, guide[name])
-        )
-        if ours != theirs:
-            raise ProgramError(
-                f"site {name!r} stands in plates {ours} in the model but {theirs} in the guide "
-                "(name, dim, size)"
-            )
+    for _, message in plate_mismatches(subject.traces):
+        raise ProgramError(message)
     return "model and guide agree"
 
 

@@ -34,7 +34,7 @@ class AnalyticKL(Reparameterized):
         """Σ log p over observed sites − Σ KL over latent ones."""
         terms: list[Tensor] = []
         before: set[str] = set()  # latents that the model has drawn so far
-        drawn = _latents_before(traces)
+        drawn = latents_before(traces)
         for name, site in sample_sites(traces.model):
             if site["is_observed"]:
                 terms.append(scaled_log_prob(site).sum())
@@ -53,7 +53,7 @@ class AnalyticKL(Reparameterized):
         return sum(terms[1:], terms[0])
 
 
-def _latents_before(traces: Traces) -> dict[str, set[str]]:
+def latents_before(traces: Traces) -> dict[str, set[str]]:
     """For each site of the guide, the sites drawn before it."""
     names = [name for name, _ in sample_sites(traces.guide)]
     return {name: set(names[:i]) for i, name in enumerate(names)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from pyro.distributions import MaskedDistribution
@@ -49,6 +49,12 @@ def check_weights_agree(traces: Traces) -> None:
     Raises:
         ProgramError: naming the site; log p and log q would be weighed differently.
     """
+    for _, message in weight_disagreements(traces):
+        raise ProgramError(message)
+
+
+def weight_disagreements(traces: Traces) -> Iterator[tuple[str, str]]:
+    """Latents whose scale or mask differs in the guide, and the words for it."""
     for name, site in sample_sites(traces.model):
         guide_site = traces.guide.nodes.get(name)
         if site["is_observed"] or guide_site is None:
@@ -56,14 +62,16 @@ def check_weights_agree(traces: Traces) -> None:
         ours, theirs = (torch.as_tensor(s["scale"]).double() for s in (site, guide_site))
         if not torch.equal(ours, theirs):
             numbers = [f"{float(s):g}" if s.dim() == 0 else f"{s}" for s in (ours, theirs)]
-            raise ProgramError(
+            yield (
+                name,
                 f"latent site {name!r} has scale {numbers[0]} in the model but {numbers[1]} in the "
                 "guide, so its KL term would be no KL. Use the same plate sizes (num_data) and "
-                "poutine.scale in both."
+                "poutine.scale in both.",
             )
-        if (site["mask"] is None) != (guide_site["mask"] is None):
-            raise ProgramError(
-                f"latent site {name!r} is masked in the model or the guide alone; mask it in both"
+        elif (site["mask"] is None) != (guide_site["mask"] is None):
+            yield (
+                name,
+                f"latent site {name!r} is masked in the model or the guide alone; mask it in both",
             )
 
 

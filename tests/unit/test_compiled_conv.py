@@ -7,8 +7,8 @@ import torch
 from compiled_helpers import step_of, traced
 from programs import tiny_images, tiny_vae
 
+from inference.agreement import tolerance_of
 from inference.elbo import AnalyticKL
-from inference.graphs import tolerance_of
 from ppl_models.conv_vae import ConvGridVAE
 
 

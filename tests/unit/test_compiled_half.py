@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference.graphs import HALF_GRADIENTS, NotCompiledError, check_alike
+from inference.agreement import HALF_GRADIENTS, check_alike
+from inference.graphs import NotCompiledError
 
 
 def gradient(seed):

@@ -13,6 +13,8 @@ import torch
 from compiled_helpers import traced
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 from unit.test_compiled_review import (
     Base,
     X,
@@ -104,6 +106,37 @@ class DrawsFromPython(Base):
 @pytest.mark.parametrize(("make", "name"), [(DrawsFromNumpy, "numpy"), (DrawsFromPython, "random")])
 def test_draws_that_are_not_torchs_are_refused(make, name, caplog):
     assert_refused(make, caplog, f"it draws from {name}", "draw from torch")
+
+
+class RunsAgain(Base):
+    """The backward pass runs its encoder anew, with the module's own parameters."""
+
+    def setup(self):
+        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def encode(self, x):
+        return checkpoint(self.encoder, x, use_reentrant=False)
+
+
+def test_a_graph_that_holds_a_trained_parameter_as_a_constant_is_refused(caplog):
+    words = ("the graph holds", "owner.encoder.2.weight", "torch.utils.checkpoint")
+    assert_refused(RunsAgain, caplog, *words)
+
+
+class HandsParameters(RunsAgain):
+    """Its twin, whose second run takes the parameters of the first."""
+
+    def encode(self, x):
+        names, parameters = zip(*self.encoder.named_parameters(), strict=True)
+
+        def again(x, *values):
+            return functional_call(self.encoder, dict(zip(names, values, strict=True)), x)
+
+        return checkpoint(again, x, *parameters, use_reentrant=False)
+
+
+def test_its_twin_that_hands_them_over_is_compiled(caplog):
+    assert_compiled_alike(HandsParameters, caplog)
 
 
 DRIFT = {"by": 0.0}
