@@ -13,7 +13,7 @@ import torch
 
 from inference.data.dataset import DataSet, Split
 from inference.em.fit import EMResult
-from inference.em.program import MixtureProgram
+from inference.em.program import is_mixture
 from ppl_models.program import Program
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def mixture_numbers(program: Program, data: DataSet) -> dict[str, Any]:
         training data, and how many free parameters they count.
     """
     mixture: Any = program.owner
-    if not isinstance(mixture, MixtureProgram):
+    if not is_mixture(mixture):
         return {}
     splits = {name: data.split(name) for name in ("train", "valid", "test")}
     found = {name: _log_likelihood(mixture, s) for name, s in splits.items() if len(s) > 0}

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.devices import isolated_rng
-from inference.em import MixtureProgram
-from inference.em.program import read
+from inference.em.program import is_mixture, read
 from inference.plotting import (
     component_means,
     image_grid,
@@ -46,7 +45,7 @@ def mixture_figures(program: Program, batch: Batch) -> dict[str, Figure]:
         Figures by name: ``mixture``; for images also ``draws`` and ``components``.
     """
     owner: Any = program.owner
-    if not isinstance(owner, MixtureProgram) or "x" not in batch:
+    if not is_mixture(owner) or "x" not in batch:
         return {}
     x = batch["x"].to(owner.started.device)
     found = {"mixture": _density(owner, x, program.name)}

@@ -20,7 +20,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType, MethodType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -41,7 +41,6 @@ from ppl_models.signature import Signature, signature_of
 Batch = Mapping[str, Tensor]
 
 
-@runtime_checkable
 class PyroProgram(Protocol):
     """Anything with a generative ``model`` and an inference ``guide``."""
 
@@ -267,7 +266,7 @@ def _name(thing: object) -> str:
     return getattr(thing, "__qualname__", None) or type(thing).__name__
 
 
-def as_program(thing: object) -> Program:
+def as_program(thing: Any) -> Program:
     """Any object with ``model`` and ``guide`` as a :class:`Program`, always the same one.
 
     Raises:
@@ -278,7 +277,7 @@ def as_program(thing: object) -> Program:
     if isinstance(thing, Program):
         return thing
     if isinstance(getattr(thing, "program", None), Program):  # the result of a fit, an open run
-        return thing.program  # type: ignore[attr-defined]
+        return thing.program
     for role in ("model", "guide"):
         if not hasattr(thing, role):
             raise ProgramError(
@@ -286,7 +285,6 @@ def as_program(thing: object) -> Program:
                 "For an automatic guide write "
                 "`self.guide = pyro.infer.autoguide.AutoNormal(self.model)`."
             )
-    assert isinstance(thing, PyroProgram)
     attributes = getattr(thing, "__dict__", {})
     known = attributes.get(_WRAPPER)
     if known is not None and known.model == thing.model and known.guide == thing.guide:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -12,7 +12,6 @@ from ppl_models.errors import PplError
 from ppl_models.program import Program, as_program
 
 
-@runtime_checkable
 class MixtureProgram(Protocol):
     """A Gaussian mixture, such as :class:`ppl_models.gmm.GaussianMixture`."""
 
@@ -36,6 +35,14 @@ class MixtureProgram(Protocol):
     """Whether its parameters were set or trained; else they are nobody's choice."""
 
 
+def is_mixture(thing: object) -> TypeGuard[MixtureProgram]:
+    """Whether an object has all of that.
+
+    ``isinstance`` would not do: from Python 3.12 on it does not see the buffers of a module.
+    """
+    return all(hasattr(thing, name) for name in MixtureProgram.__annotations__)
+
+
 def as_mixture(program: object) -> tuple[Program, Any]:
     """A program that is a Gaussian mixture, and the mixture itself.
 
@@ -43,7 +50,7 @@ def as_mixture(program: object) -> tuple[Program, Any]:
         PplError: it is something else.
     """
     wrapped = as_program(program)
-    if not isinstance(wrapped.owner, MixtureProgram):
+    if not is_mixture(wrapped.owner):
         raise PplError(
             f"EM in closed form is for Gaussian mixtures, and {wrapped.name} is none; use fit()"
         )

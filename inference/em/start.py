@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.em.program import MixtureProgram, floor_of
+from inference.em.program import floor_of, is_mixture
 from inference.em.rows import Rows
 from inference.em.statistics import Mixture, add_floor
 from ppl_models.errors import PplError, UnknownNameError
@@ -72,7 +72,7 @@ def start_untouched(program: Program, data: Any, seed: int) -> bool:
         Whether it was one.
     """
     mixture = program.owner
-    if not isinstance(mixture, MixtureProgram) or bool(mixture.started):
+    if not is_mixture(mixture) or bool(mixture.started):
         return False
     start_mixture(mixture, Rows(data, mixture.dim, mixture.started.device), seed=seed)
     return True
