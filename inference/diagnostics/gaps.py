@@ -17,8 +17,6 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +27,7 @@ from torch import Tensor
 from inference.densities import data_plate, densities_of
 from inference.devices import isolated_rng
 from inference.diagnostics.check import CannotTell, Check
+from inference.diagnostics.fixed import fixed_parameters
 from inference.diagnostics.free_parameters import Freed, has_transforms
 from inference.elbo.traces import Site, log_prob_of, run_traces, sample_sites
 from inference.plotting.gaps import gap_figure
@@ -176,7 +175,7 @@ def inference_gaps(
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
         freed, limits = _free(program, batch)
-        with _fixed(program):
+        with fixed_parameters(program):
             before = _draws(program, batch, freed, num_draws, seed, moved=False)
             taken, converged = _refit(program, batch, freed, steps, seed)
             after = _draws(program, batch, freed, num_draws, seed, moved=True)
@@ -229,19 +228,6 @@ def _depends(site: Site, other: Site) -> bool:
     if has_transforms(site["fn"]):
         return False  # of a value from elsewhere its density may be unknown
     return not torch.allclose(log_prob_of(site), other["fn"].log_prob(site["value"]), rtol=1e-4)
-
-
-@contextmanager
-def _fixed(program: Program) -> Iterator[None]:
-    """Within, no parameter of the program wants a gradient."""
-    wanted = [p for p in program.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
 
 
 def _log_weights(
