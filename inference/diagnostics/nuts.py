@@ -40,7 +40,7 @@ from ppl_models.program import Batch, Program, as_program
 
 MOST_R_HAT, LEAST_ESS, MOST_DIVERGENT = 1.05, 50.0, 0.01
 """Chains beyond these are not believed."""
-ERRORS = 4.0
+ERRORS = 3.0
 """Standard errors of Monte Carlo that a difference must be clear of."""
 MEAN, SD, DISTANCE = (0.3, 1.0), (1.25, 2.0), (0.2, 0.5)
 """From what on a difference is a warning, and bad; means and distances in standard deviations."""
@@ -110,15 +110,13 @@ class AgainstNuts:
             names = ("nuts_mean", "nuts_sd", "nuts_wasserstein")
             return [cannot_tell(name, self.trouble) for name in names]
         noise = (1 / self.ess + 1 / self.num_draws).sqrt()
-        logs = self.sd_ratio.clamp_min(1e-6).log()
+        logs, chance = self.sd_ratio.clamp_min(1e-6).log(), self.chance
         return [
             self._check("nuts_mean", self.shift, self.shift.abs() - ERRORS * noise, MEAN),
             self._check(
                 "nuts_sd", self.sd_ratio, (logs.abs() - ERRORS * noise / math.sqrt(2)).exp(), SD
             ),
-            self._check(
-                "nuts_wasserstein", self.wasserstein, self.wasserstein - self.chance, DISTANCE
-            ),
+            self._check("nuts_wasserstein", self.wasserstein, self.wasserstein - chance, DISTANCE),
         ]
 
     def _check(

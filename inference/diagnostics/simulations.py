@@ -28,8 +28,9 @@ from inference.diagnostics.columns import (
     row_axis,
     spread_over,
 )
-from inference.elbo.traces import Site, log_prob_of, run_traces, sample_sites
+from inference.elbo.traces import Site, Traces, log_prob_of, run_traces, sample_sites
 from inference.sampling import prior_trace
+from inference.sites import is_point
 from inference.weights import batch_size, evaluation_mode, repeat, rows_at_once
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
@@ -90,7 +91,8 @@ def check_amortized(program: Program, batch: Batch, seed: int) -> None:
     """Refuse a guide that has no answer to new data.
 
     Raises:
-        CannotTell: its latents are global, or belong to the data that it was fitted to.
+        CannotTell: its latents are global, or belong to the data that it was fitted to, or it is a
+            point.
     """
     remedy = (
         "it would have to be fitted again to every simulation. Fit it to a few simulated data "
@@ -118,12 +120,31 @@ def check_amortized(program: Program, batch: Batch, seed: int) -> None:
         raise CannotTell(
             f"the guide has latents outside the data plate; it is not amortized, and {remedy}"
         )
+    _check_spread(traces)
     same = (map(torch.equal, values[0][name], values[1][name]) for name in values[0])
     if all(all(pair) for pair in same):
         raise CannotTell(
             "the guide draws the same latents whatever the data are; it is not amortized, and "
             f"{remedy}"
         )
+
+
+def _check_spread(traces: Traces) -> None:
+    """Refuse a guide that is a point, unless it is one at a draw of its own.
+
+    Raises:
+        CannotTell: naming the site.
+    """
+    model = dict(sample_sites(traces.model))
+    guide = dict(sample_sites(traces.guide))
+    if not set(guide) <= set(model):
+        return
+    for name, site in guide.items():
+        if is_point(site["fn"]) and not is_point(model[name]["fn"]):
+            raise CannotTell(
+                f"the guide is a point at {name!r}: all of its draws are equal, and it is no "
+                "posterior whose width could be right or wrong"
+            )
 
 
 @dataclass
@@ -202,7 +223,7 @@ def ranked(
         Ranks (N,) by quantity, the site of each, and how many dimensions were left out.
 
     Raises:
-        CannotTell: the guide is a point, or no latent of it is local.
+        CannotTell: no latent of the guide is local.
         PplError: a statistic has another shape than (rows,).
     """
     ranks: dict[str, list[Tensor]] = {}
@@ -215,11 +236,6 @@ def ranked(
             left_out = 0
             for name, site in run.sites.items():
                 values = run.by_draw(columns_of(site, run.plate).double())
-                if bool((values[:-1] == values[0]).all()) and site["value"].is_floating_point():
-                    raise CannotTell(
-                        f"the guide is a point at {name!r}: all of its draws are equal, and it is "
-                        "no posterior whose width could be right or wrong"
-                    )
                 names = column_names(name, site, run.plate)
                 chosen = spread_over(len(names), most_dims)
                 left_out += len(names) - len(chosen)
