@@ -21,6 +21,7 @@ from inference.summed_out import SummedOut, is_summed_out
 from ppl_models.errors import ProgramError
 
 DATA_PLATE = "data"
+Plate = tuple[str, int]
 
 
 @dataclass

@@ -1,0 +1,89 @@
+"""Draws of the exact posterior of a program's latents by NUTS, its parameters fixed.
+
+Shapes: S draws, B data, D dimensions of a site.
+
+References:
+    Hoffman, Gelman: The No-U-Turn Sampler, JMLR 15, 2014, arXiv:1111.4246.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide import init_to_sample, init_to_value
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from inference.diagnostics.check import CannotTell
+from inference.elbo.base import plate_depth
+from inference.elbo.states import EnumerateLatents
+from inference.elbo.traces import Traces, sample_sites
+from ppl_models.errors import PplError
+from ppl_models.program import Batch, Program
+
+
+class Unscaled(Messenger):
+    """Within, no ``poutine.scale`` and no subsampling weighs a site, and auxiliary losses are not
+    seen: what is left is the model itself.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+        if (msg["infer"] or {}).get("is_auxiliary_loss"):
+            msg["stop"] = True
+
+
+@dataclass
+class Chains:
+    """Draws by site, (chains, S, ...)."""
+
+    samples: dict[str, Tensor]
+    divergences: int
+
+
+def run_chains(
+    program: Program, batch: Batch, traces: Traces, num_chains: int, num_samples: int, warmup: int
+) -> Chains:
+    """Run NUTS on the model; the first chain starts from the guide's draw, others from the prior.
+
+    Args:
+        program: in its scope, its parameters fixed.
+        batch: fields (B, ...).
+        traces: of guide and model on it.
+        num_chains: one after the other.
+        num_samples: S, of each.
+        warmup: steps before.
+
+    Raises:
+        CannotTell: NUTS cannot run the model.
+    """
+    starts = {
+        name: site["value"].detach()
+        for name, site in sample_sites(traces.model)
+        if not site["is_observed"]
+    }
+    model = EnumerateLatents()(Unscaled()(program.run_model))
+    found: list[Mapping[str, Tensor]] = []
+    divergences = 0
+    for chain in range(num_chains):
+        start = init_to_value(values=starts, fallback=init_to_sample) if chain == 0 else None
+        kernel = NUTS(
+            model,
+            max_plate_nesting=plate_depth(traces),
+            init_strategy=start or init_to_sample,
+        )
+        mcmc = MCMC(kernel, num_samples, warmup_steps=warmup, disable_progbar=True)
+        try:
+            mcmc.run(batch)
+        except PplError:
+            raise
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise CannotTell(f"NUTS cannot run this model: {error}") from error
+        found.append(mcmc.get_samples())
+        divergences += sum(map(len, mcmc.diagnostics()["divergences"].values()))
+    samples = {name: torch.stack([chain[name] for chain in found]).detach() for name in found[0]}
+    return Chains(samples, divergences)

@@ -1,0 +1,146 @@
+"""The guide against NUTS, where the posterior is known in closed form.
+
+Seeds are fixed; tolerances are five Monte-Carlo standard errors or more.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import BernoulliToy, EnumeratedMixture, GlobalMean
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+from inference.diagnostics.check import CannotTell
+from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
+from ppl_models import Program
+from ppl_models.errors import PplError
+
+COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
+FAST = {"num_samples": 150, "warmup": 60, "num_draws": 500}
+LONGER = {"num_samples": 300, "warmup": 150, "num_draws": 2000}
+
+
+class Correlated(nn.Module):
+    """z ~ N(0, 2C), x | z ~ N(z, 2C): the posterior is N(x/2, C), correlated by 0.8."""
+
+    def __init__(self, sd=None, beta=1.0):
+        super().__init__()
+        self.sd, self.beta = sd, beta
+        self.anchor = nn.Parameter(torch.zeros(2))
+
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            with poutine.scale(scale=self.beta):
+                z = pyro.sample("z", dist.MultivariateNormal(self.anchor, 2 * COVARIANCE))
+            return pyro.sample("x", dist.MultivariateNormal(z, 2 * COVARIANCE), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1), poutine.scale(scale=self.beta):
+            if self.sd is None:
+                pyro.sample("z", dist.MultivariateNormal(x / 2, COVARIANCE))
+            else:
+                pyro.sample("z", dist.Normal(x / 2, self.sd).to_event(1))
+
+
+def verdicts(found):
+    return {check.name: check.verdict for check in found.checks()}
+
+
+@pytest.mark.slow
+def test_the_exact_posterior_agrees_and_beta_is_no_part_of_it():
+    program = Correlated(beta=0.1).train()
+    x = torch.randn(9, 2)
+    before = torch.get_rng_state()
+    found = against_nuts(program, {"x": x}, num_data=2, **LONGER)
+    assert found.names == ("z[0, 0]", "z[0, 1]", "z[1, 0]", "z[1, 1]")
+    se = float((1 / found.ess.min()).sqrt())
+    assert torch.allclose(found.nuts_mean.float(), x[:2].flatten() / 2, atol=5 * se)
+    assert torch.allclose(found.nuts_sd, torch.ones(4).double(), atol=5 * se)
+    assert verdicts(found) == dict.fromkeys(("nuts_mean", "nuts_sd", "nuts_wasserstein"), "ok")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert program.training
+    assert all(p.grad is None and p.requires_grad for p in program.parameters())
+    assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.slow
+def test_mean_field_is_too_narrow():
+    """Its optimum has the precision's diagonal: sd √(1 − 0.8²) = 0.6."""
+    narrow = math.sqrt(1 - 0.8**2)
+    found = against_nuts(Correlated(narrow), {"x": torch.randn(1, 2)}, **LONGER)
+    assert torch.allclose(found.sd_ratio, torch.full((2,), narrow).double(), atol=0.12)
+    # Of N(0, 1) and N(0, s²) the 1-Wasserstein distance is (1 − s) √(2/π).
+    exact = (1 - narrow) * math.sqrt(2 / math.pi)
+    assert torch.allclose(found.wasserstein, torch.full((2,), exact).double(), atol=0.2)
+    assert verdicts(found)["nuts_sd"] != "ok"
+    assert verdicts(found)["nuts_mean"] == "ok"
+    assert "too narrow" in found.checks()[1].message
+    assert set(found.figures()) == {"nuts"}
+
+
+def test_a_global_latent_of_the_whole_batch():
+    x = torch.randn(20) + 1
+    program = Program(GlobalMean().model, GlobalMean().guide)
+    found = against_nuts(program, {"x": x}, **FAST)
+    assert found.names == ("mu",)
+    assert float(found.nuts_mean) == pytest.approx(float(x.sum()) / 21, abs=0.1)
+    assert float(found.nuts_sd) == pytest.approx(math.sqrt(1 / 21), rel=0.3)
+    assert verdicts(found)["nuts_sd"] == "bad"  # the guide is where it starts, N(0, 1)
+    with pytest.raises(PplError, match="Leave num_data out"):
+        against_nuts(program, {"x": x}, num_data=3)
+
+
+def mixture(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        c = pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc + 4 * c, 1.0), obs=x)
+
+
+def test_discrete_latents_are_summed_out():
+    def guide(x):
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.3)), 0.5))
+
+    x = torch.tensor([0.3, 4.1, -0.2, 3.8])
+    found = against_nuts(Program(mixture, guide), {"x": x}, **FAST)
+    grid = torch.linspace(-3, 4, 4001)
+    parts = [dist.Normal(grid + 4 * c, 1.0).log_prob(x[:, None]) for c in (0.0, 1.0)]
+    log_p = torch.logaddexp(*parts).sum(0) - grid**2 / 2
+    p = (log_p - log_p.logsumexp(0)).exp()
+    mean = float((p * grid).sum())
+    assert float(found.nuts_mean) == pytest.approx(mean, abs=0.15)
+    sd = float((p * (grid - mean) ** 2).sum().sqrt())
+    assert float(found.nuts_sd) == pytest.approx(sd, rel=0.3)
+
+
+def test_an_autoguide_is_of_all_its_data():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    program = Program(model, AutoNormal(model))
+    assert len(against_nuts(program, {"x": torch.randn(3)}, **FAST).names) == 3
+
+
+@pytest.mark.parametrize("program", [BernoulliToy(), EnumeratedMixture()])
+def test_discrete_latents_alone_cannot_be_compared(program):
+    with pytest.raises(CannotTell, match="no real-valued latent"):
+        against_nuts(program, {"x": torch.randn(3)})
+
+
+def test_chains_that_disagree_cannot_tell():
+    apart = torch.randn(2, 100, 1) + torch.tensor([0.0, 5.0]).reshape(2, 1, 1)
+    found = _compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
+    assert isinstance(found, AgainstNuts)
+    assert set(verdicts(found).values()) == {"cannot tell"}
+    assert "R-hat" in found.checks()[0].message
+    fine = torch.randn(2, 400, 1).double()
+    assert _compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
+    assert "diverged" in _compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
