@@ -15,12 +15,17 @@ from inference.devices import isolated_rng
 from inference.diagnostics.check import Check, Finding, cannot_tell
 from inference.diagnostics.diagnosis import Diagnosis
 from inference.diagnostics.evidence import evidence
+from inference.diagnostics.gaps import inference_gaps
 from inference.diagnostics.importance import importance_weights
+from inference.diagnostics.label_calibration import label_calibration
 from inference.diagnostics.loo import leave_one_out
+from inference.diagnostics.nuts import against_nuts
 from inference.diagnostics.predictive import predictive_check
+from inference.diagnostics.sbc import simulation_based_calibration
 from inference.diagnostics.surgery import elbo_surgery
 from inference.diagnostics.weighing import Weighed, no_latents, weigh
-from inference.elbo.traces import run_traces, sample_sites
+from inference.elbo.traces import Site, run_traces, sample_sites
+from inference.sites import is_discrete
 from inference.weights import batch_size, evaluation_mode
 from ppl_models.errors import PplError, UnknownNameError, describe, whole_number
 from ppl_models.program import Batch, Program, as_program
@@ -38,7 +43,8 @@ class Diagnostic:
     costly: bool = False
     """Asked only when it is named, or everything is wanted."""
     about: str = "any"
-    """Latents without which there is nothing to ask: ``local``, ``global``, or ``any``."""
+    """Without which there is nothing to ask: ``local`` or ``global`` latents, ``labels`` beside a
+    discrete latent, or ``any``."""
 
 
 REGISTRY: dict[str, Diagnostic] = {
@@ -47,6 +53,10 @@ REGISTRY: dict[str, Diagnostic] = {
     "surgery": Diagnostic(elbo_surgery, about="local"),
     "predictive": Diagnostic(predictive_check),
     "loo": Diagnostic(leave_one_out, about="global"),
+    "labels": Diagnostic(label_calibration, about="labels"),
+    "sbc": Diagnostic(simulation_based_calibration, costly=True, about="local"),
+    "gaps": Diagnostic(inference_gaps, costly=True, about="local"),
+    "nuts": Diagnostic(against_nuts, costly=True),
 }
 """The diagnostics by the name that ``diagnose(..., checks=)`` takes, in the order of the report."""
 
@@ -61,7 +71,7 @@ class Subject:
     """Size of the data set that a global posterior is about."""
     split: str
     latents: frozenset[str]
-    """``local``, ``global``, or both."""
+    """``local``, ``global``, or both; and ``labels``."""
 
 
 def diagnose(
@@ -282,4 +292,13 @@ def _kinds(program: Program, batch: Batch, seed: int) -> frozenset[str]:
     if not latents:
         raise PplError(no_latents(program))
     plate = data_plate(traces.model, batch_size(batch))
-    return frozenset("local" if is_local(site, plate) else "global" for site in latents)
+    kinds = {"local" if is_local(site, plate) else "global" for site in latents}
+    if "y" in batch and any(_is_label(site) and is_local(site, plate) for site in latents):
+        kinds.add("labels")
+    return frozenset(kinds)
+
+
+def _is_label(site: Site) -> bool:
+    """Whether a datum has one state of a discrete site."""
+    fn = site["fn"]
+    return is_discrete(fn) and len(fn.batch_shape) == 1 and len(fn.event_shape) <= 1

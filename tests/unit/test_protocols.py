@@ -1,4 +1,4 @@
-"""What the engine takes for a program or a mixture, on every Python (3.12 changed ``isinstance``)."""
+"""What is taken for a program or a mixture, on every Python: 3.12 changed ``isinstance``."""
 
 from __future__ import annotations
 
