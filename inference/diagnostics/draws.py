@@ -13,7 +13,7 @@ import torch
 from inference.devices import rng_state, set_rng_state
 from inference.diagnostics.draw_runs import Runs
 from inference.diagnostics.drawn import Draws, check_same, named, of_all
-from inference.weights import batch_size, rows_at_once
+from inference.weights import MOST_DRAWN, batch_size, rows_at_once
 from ppl_models.errors import whole_number
 from ppl_models.program import Batch, as_program
 
@@ -83,7 +83,9 @@ def draw_blocks(
     """
     whole_number("num_samples", num_samples)
     runs = Runs(as_program(program), batch, num_data, predictive)
-    rows = whole_number("max_rows", rows_at_once(batch) if max_rows is None else max_rows)
+    rows = whole_number(
+        "max_rows", rows_at_once(batch, MOST_DRAWN) if max_rows is None else max_rows
+    )
     size = max(1, rows // batch_size(batch))
     done, state, first = 0, None, None
     while done < num_samples:

@@ -15,7 +15,7 @@ from inference.densities import data_plate, is_local
 from inference.diagnostics.layout import Layout, whole_dtype
 from inference.elbo.traces import sample_sites
 from inference.sampling import prior_trace
-from inference.weights import batch_size, repeat, rows_at_once
+from inference.weights import MOST_DRAWN, batch_size, repeat, rows_at_once
 from ppl_models.program import Batch, Program
 
 
@@ -57,7 +57,7 @@ def prior_blocks(
     """
     size = batch_size(batch)
     given = {k: v for k, v in batch.items() if k in program.fields and k not in generated}
-    rows = max_rows or rows_at_once(batch)
+    rows = max_rows or rows_at_once(batch, MOST_DRAWN)
     seeds = torch.Generator().manual_seed(seed + 1)  # other draws than the posterior's
     block, done = 1, 0
     while done < num_samples:
