@@ -74,7 +74,7 @@ def predictive_figure(
         observed: by statistic.
         p_values: by statistic.
     """
-    columns = min(3, len(replicated))
+    columns = 2 if len(replicated) == 4 else min(3, len(replicated))
     rows = -(-len(replicated) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
