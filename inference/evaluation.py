@@ -81,6 +81,10 @@ class Evaluation:
         rows = {k: v for k, v in self.to_dict().items() if v is not None and v is not False}
         return "\n".join(f"{k:<22}{v}" for k, v in rows.items() if v != {})
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What a notebook shows: one number a line."""
+        printer.text(str(self))
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers under their names, ready for JSON."""
         return asdict(self)

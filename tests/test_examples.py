@@ -29,7 +29,9 @@ ARGUMENTS = {
 """Arguments that make each script short."""
 PARAMETERS = {
     "compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)",
+    "diagnose_vae.ipynb": "EPOCHS, SIMULATIONS = 2, 50",
     "discrete_latents.ipynb": "EPOCHS = 1",
+    "new_model.ipynb": "EPOCHS = 2",
 }
 """What takes the place of each notebook's cell that is tagged ``parameters``."""
 

@@ -46,14 +46,25 @@ class Places(Messenger):
 
 @cache
 def _of_machinery(filename: str) -> bool:
-    return filename.startswith("<") or is_machinery(Path(filename))
+    typed = filename.startswith("<ipython-input")  # at the prompt of IPython
+    return not typed and (filename.startswith("<") or is_machinery(Path(filename)))
 
 
 def _short(filename: str) -> str:
-    """A path as a user would type it: from where they are, else whole."""
+    """A path as a user would type it: from where they are, else whole; of a notebook the cell."""
+    cell = _cell(filename)
+    if cell is not None:
+        return cell
     path = Path(filename).resolve()
     here = Path.cwd()
     return str(path.relative_to(here) if here in path.parents else path)
+
+
+def _cell(filename: str) -> str | None:
+    """``In[4]``, if the file is the temporary one of that cell of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    found = shell.compile.format_code_name(filename) if shell is not None else None
+    return found[1] if found else None
 
 
 @dataclass

@@ -11,6 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+LEAST_HEIGHT = 0.1
+"""Nats at the top of the axis of rates, so that a collapsed site's look as small as they are."""
+
 
 def pareto_figure(pareto_k: np.ndarray, threshold: float) -> Figure:
     """Pareto k of every datum, in order, and their histogram.
@@ -31,7 +34,7 @@ def pareto_figure(pareto_k: np.ndarray, threshold: float) -> Figure:
         left.plot(places[part], ordered[part], ".", color=colour, markersize=4, label=label)
     left.set(xlabel="data, in the order of k", ylabel="Pareto k")
     left.set_title("Tail of each datum's importance weights", fontsize=10)
-    left.legend(fontsize=8, frameon=False, loc="upper left")
+    left.legend(fontsize=8, frameon=False, loc="lower right")  # k ascends: free of points
     right.hist(pareto_k, bins=30, orientation="horizontal", color="0.6")
     right.set(xlabel="data")
     for axes in (left, right):
@@ -71,7 +74,7 @@ def predictive_figure(
         observed: by statistic.
         p_values: by statistic.
     """
-    columns = min(3, len(replicated))
+    columns = 2 if len(replicated) == 4 else min(3, len(replicated))
     rows = -(-len(replicated) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -131,6 +134,7 @@ def dimension_figure(kl: Mapping[str, np.ndarray], dead: Mapping[str, np.ndarray
         axes.set_xlabel("dimension, largest first; dead ones in red", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("KL(q ‖ p), nats per datum", fontsize=8)
+        axes.set_ylim(0, max(LEAST_HEIGHT, 1.05 * float(values.max())))
     for axes in grid[len(kl) :]:
         axes.set_axis_off()
     return figure

@@ -170,3 +170,9 @@ def test_no_data_and_no_particles_are_refused():
         evaluate(tiny_vae(), [])
     with pytest.raises(PplError, match="num_particles must be at least 1, got 0"):
         evaluate(tiny_vae(), {"x": tiny_images(2)}, num_particles=0)
+
+
+def test_a_notebook_shows_one_number_a_line():
+    pretty = pytest.importorskip("IPython.lib.pretty").pretty
+    found = evaluate(GaussianToy(), {"x": torch.ones(4)})
+    assert pretty(found) == str(found)

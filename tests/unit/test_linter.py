@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pyro
@@ -46,6 +47,7 @@ from torch import nn
 
 from inference.devices import rng_state
 from inference.linter import RULES, lint
+from inference.linter.sighting import _short
 from ppl_models import CATALOG, Program
 from ppl_models.likelihoods import LIKELIHOODS
 
@@ -304,3 +306,13 @@ def test_findings_are_ready_for_json():
     (found,) = lint(BernoulliToy(), {"x": X})
     assert found.to_dict()["code"] == "no-rsample"
     assert replace(found, place=None).where == "guide site 'b'"
+
+
+def test_a_line_of_a_notebook_is_named_by_its_cell(monkeypatch):
+    """Not by the temporary file that it is compiled from."""
+    compiler = pytest.importorskip("IPython.core.compilerop").CachingCompiler()
+    name = compiler.cache("x = 1", 7)
+    assert _short(name) != "In[7]"
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(compile=compiler))
+    assert _short(name) == "In[7]"
+    assert _short(__file__).endswith("test_linter.py")

@@ -37,7 +37,10 @@ def test_dead_dimensions_and_collapsed_sites_are_named():
     assert checks["posterior_collapse[w]"].verdict == "bad"
     assert checks["posterior_collapse[w]"].message.startswith("Posterior collapse: w has a rate of")
     assert "mutual_information[w]" not in checks
-    assert list(found.figures()) == ["latent_dimensions"]
+    (name, figure), *others = found.figures().items()
+    assert (name, others) == ("latent_dimensions", [])
+    collapsed = figure.axes[[axes.get_title()[0] for axes in figure.axes].index("w")]
+    assert collapsed.get_ylim() == (0, 0.1)  # its bars do not fill the panel
 
 
 def test_the_rate_is_mutual_information_and_the_aggregate():
