@@ -22,6 +22,7 @@ from inference.diagnostics.check import CannotTell
 from inference.elbo.base import plate_depth
 from inference.elbo.states import EnumerateLatents
 from inference.elbo.traces import Traces, sample_sites
+from inference.sites import is_discrete
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
 
@@ -67,7 +68,9 @@ def run_chains(
     Raises:
         CannotTell: NUTS cannot run the model.
     """
-    model = EnumerateLatents()(Unscaled()(program.run_model))
+    # Continuous sites that cannot be reparameterized (LKJ) have no states; NUTS moves them too.
+    real = {n for n, site in sample_sites(runs[0].model) if not is_discrete(site["fn"])}
+    model = EnumerateLatents(given=real)(Unscaled()(program.run_model))
     found: list[Mapping[str, Tensor]] = []
     divergences = 0
     for chain, traces in enumerate(runs):

@@ -34,6 +34,7 @@ from inference.diagnostics.columns import full_value, row_axis
 from inference.diagnostics.fixed import fixed_parameters
 from inference.elbo.traces import Site, Traces, run_traces, sample_sites
 from inference.plotting.nuts import posterior_intervals
+from inference.sites import is_discrete
 from inference.weights import batch_size, evaluation_mode, repeat
 from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Batch, Program, as_program
@@ -245,7 +246,7 @@ def _compared(traces: Traces) -> dict[str, Site]:
     found = {
         name: guide[name]
         for name, site in sample_sites(traces.model)
-        if name in guide and not site["is_observed"] and site["fn"].has_rsample
+        if name in guide and not site["is_observed"] and not is_discrete(site["fn"])
     }
     if not found:
         raise CannotTell("no real-valued latent stands both in the model and in the guide")
@@ -292,6 +293,9 @@ def _names(name: str, shape: torch.Size) -> list[str]:
 
 def _compare(names: tuple[str, ...], nuts: Tensor, guide: Tensor, divergences: int) -> AgainstNuts:
     """Of NUTS (chains, S, D) and of the guide (S, D)."""
+    drawn = (nuts != guide[0]).any(0).any(0) | (guide != guide[0]).any(0)
+    nuts, guide = nuts[..., drawn], guide[:, drawn]  # a Cholesky factor has its zeros
+    names = tuple(name for name, kept in zip(names, drawn.tolist(), strict=True) if kept)
     both = nuts.flatten(0, 1)
     ess = effective_sample_size(nuts, chain_dim=0, sample_dim=1).clamp_max(len(both))
     shares = ((torch.arange(QUANTILES) + 0.5) / QUANTILES).double()
