@@ -29,6 +29,7 @@ ARGUMENTS = {
 """Arguments that make each script short."""
 PARAMETERS = {
     "compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)",
+    "diagnose_bayesian_gmm.ipynb": "EPOCHS, NUM_DRAWS = 5, 60",
     "discrete_latents.ipynb": "EPOCHS = 1",
 }
 """What takes the place of each notebook's cell that is tagged ``parameters``."""
