@@ -18,6 +18,7 @@ from torch import Tensor
 from inference.collapse import collapse_note, collapsed_sites
 from inference.compiled_weights import CompiledDensities
 from inference.data.dataset import Split
+from inference.datum_weights import DatumWeights
 from inference.densities import SiteDensities
 from inference.devices import isolated_rng
 from inference.weights import Take, batch_size, evaluation_mode, particle_blocks, rows_at_once
@@ -182,37 +183,11 @@ def _add_batch(
     rows = max_rows or rows_at_once(batch)
     for start in range(0, batch_size(batch), rows):
         part = {name: value[start : start + rows] for name, value in batch.items()}
-        weights = _DatumWeights()
+        weights = DatumWeights()
         for block in particle_blocks(program, part, k, num_data, rows, take):
             weights.add(block.log_weights)
             totals.add_block(block, first=weights.count == len(block.log_weights))
         totals.add_weights(weights)
-
-
-class _DatumWeights:
-    """Running sums over particles of each datum's weight, in float64; (B,) each."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.log_sum = self.log_sum_sq = self.mean = self.sum_sq_dev = torch.tensor(0.0)
-
-    def add(self, log_w: Tensor) -> None:
-        """Take in a block of log weights (k, B)."""
-        log_w = log_w.double()
-        k = len(log_w)
-        block_mean = log_w.mean(0)
-        block_dev = (log_w - block_mean).square().sum(0)
-        log_sum, log_sum_sq = log_w.logsumexp(0), (2 * log_w).logsumexp(0)
-        if self.count == 0:
-            self.log_sum, self.log_sum_sq = log_sum, log_sum_sq
-            self.mean, self.sum_sq_dev = block_mean, block_dev
-        else:
-            delta, n = block_mean - self.mean, self.count + k
-            self.log_sum = torch.logaddexp(self.log_sum, log_sum)
-            self.log_sum_sq = torch.logaddexp(self.log_sum_sq, log_sum_sq)
-            self.sum_sq_dev = self.sum_sq_dev + block_dev + delta**2 * (self.count * k / n)
-            self.mean = self.mean + delta * (k / n)
-        self.count += k
 
 
 def perplexity_of(counts: Tensor) -> float:
@@ -264,7 +239,7 @@ class _Totals:
             for name, mean in block.guide_means.items():
                 self.means.setdefault(name, []).append(_columns(mean.double().mean(0)))
 
-    def add_weights(self, weights: _DatumWeights) -> None:
+    def add_weights(self, weights: DatumWeights) -> None:
         """Take in a finished batch."""
         k = self.num_particles
         # In [1, K], but for rounding where all weights are equal (a collapsed posterior).

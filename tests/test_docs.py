@@ -17,6 +17,7 @@ from pyro import poutine
 
 from inference import estimators
 from inference.cli import main
+from inference.diagnostics import REGISTRY
 from inference.explore import KINDS
 from inference.images import Photo, write_photo
 from inference.linter import RULES
@@ -64,7 +65,7 @@ def test_readme_commands_run(tmp_path, monkeypatch):
     found = commands(ROOT / "README.md")
     assert {words[0] for words in found} == {
         *("list", "train", "evaluate", "sample", "reconstruct", "compare", "denoise"),
-        *("explore", "sweep"),
+        *("explore", "sweep", "diagnose"),
     }
     for words in found:
         assert main(shortened(words)) == 0, words
@@ -157,7 +158,17 @@ def test_the_training_page_runs(capsys):
     assert capsys.readouterr().out.startswith("0 ")
 
 
-def test_the_diagnostics_page_runs(capsys):
+def test_every_diagnostic_has_a_row_and_a_section():
+    page = (ROOT / "docs" / "diagnostics.md").read_text()
+    for name, diagnostic in REGISTRY.items():
+        when = "if `thorough`" if diagnostic.costly else "yes"
+        row = rf"\| `{name}` \| [^|]+ \| [^|]+ \| {when} \| `{diagnostic.ask.__name__}` \|"
+        assert re.search(row, page), name
+        assert f"\n### {name}\n" in page, name
+
+
+def test_the_diagnostics_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=RuntimeWarning)  # ArviZ's, of one chain
@@ -165,6 +176,8 @@ def test_the_diagnostics_page_runs(capsys):
             exec(compile(code, "diagnostics.md", "exec"), names)
     assert "z[0, 0]" in capsys.readouterr().out
     assert names["log_weights"].sizes["draw"] == 100
+    assert float(names["k"]) > -1
+    assert (tmp_path / "diagnosis" / "diagnosis.html").is_file()
 
 
 @pytest.mark.slow

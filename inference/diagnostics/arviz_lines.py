@@ -26,6 +26,8 @@ def psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Args:
         log_weights: (N, S) or (S,), log p − log q up to a constant; the same sign in both lines.
+            They are finite, and those of a row differ (of equal ones 1.x raises):
+            ``importance.smooth`` takes any.
 
     Returns:
         The smoothed log weights, normalized over S, and the Pareto k, (N,) or ().

@@ -8,7 +8,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from inference.diagnostics.check import CannotTell
 from inference.elbo.base import plate_depth
 from inference.elbo.states import EnumerateLatents
 from inference.elbo.traces import Traces, sample_sites
+from inference.sites import is_discrete
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
 
@@ -46,36 +47,37 @@ class Chains:
 
 
 def run_chains(
-    program: Program, batch: Batch, traces: Traces, num_chains: int, num_samples: int, warmup: int
+    program: Program,
+    batch: Batch,
+    runs: Sequence[Traces],
+    num_samples: int,
+    warmup: int,
+    starts: str = "prior",
 ) -> Chains:
-    """Run NUTS on the model; the first chain starts from the guide's draw, others from the prior.
+    """Run NUTS on the model, one chain after the other.
 
     Args:
         program: in its scope, its parameters fixed.
         batch: fields (B, ...).
-        traces: of guide and model on it.
-        num_chains: one after the other.
+        runs: of guide and model on it, one a chain.
         num_samples: S, of each.
         warmup: steps before.
+        starts: where chains after the first begin: ``prior``, or ``guide``; the first begins at
+            the guide's draw.
 
     Raises:
         CannotTell: NUTS cannot run the model.
     """
-    starts = {
-        name: site["value"].detach()
-        for name, site in sample_sites(traces.model)
-        if not site["is_observed"]
-    }
-    model = EnumerateLatents()(Unscaled()(program.run_model))
+    # Continuous sites that cannot be reparameterized (LKJ) have no states; NUTS moves them too.
+    real = {n for n, site in sample_sites(runs[0].model) if not is_discrete(site["fn"])}
+    model = EnumerateLatents(given=real)(Unscaled()(program.run_model))
     found: list[Mapping[str, Tensor]] = []
     divergences = 0
-    for chain in range(num_chains):
-        start = init_to_value(values=starts, fallback=init_to_sample) if chain == 0 else None
-        kernel = NUTS(
-            model,
-            max_plate_nesting=plate_depth(traces),
-            init_strategy=start or init_to_sample,
-        )
+    for chain, traces in enumerate(runs):
+        begin = init_to_sample
+        if chain == 0 or starts == "guide":
+            begin = init_to_value(values=_latents(traces), fallback=init_to_sample)
+        kernel = NUTS(model, max_plate_nesting=plate_depth(traces), init_strategy=begin)
         mcmc = MCMC(kernel, num_samples, warmup_steps=warmup, disable_progbar=True)
         try:
             mcmc.run(batch)
@@ -87,3 +89,12 @@ def run_chains(
         divergences += sum(map(len, mcmc.diagnostics()["divergences"].values()))
     samples = {name: torch.stack([chain[name] for chain in found]).detach() for name in found[0]}
     return Chains(samples, divergences)
+
+
+def _latents(traces: Traces) -> dict[str, Tensor]:
+    """What the guide drew."""
+    return {
+        name: site["value"].detach()
+        for name, site in sample_sites(traces.model)
+        if not site["is_observed"]
+    }

@@ -44,7 +44,9 @@ def diagnose_run(
     Args:
         run: folder of the run.
         out: folder of diagnosis.json, diagnosis.html and the pictures; RUN/diagnosis if left out.
-        checks: names, as [importance,loo]; those that apply and cost little when left out.
+        checks: names, as importance,loo, of: importance, evidence, surgery, predictive, loo,
+            labels, sbc, gaps, nuts; those that apply and cost little (all but the last three)
+            when left out.
         num_data: test data that are looked at.
         num_samples: draws from the guide a datum.
         thorough: the costly checks as well.

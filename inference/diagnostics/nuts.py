@@ -34,8 +34,9 @@ from inference.diagnostics.columns import full_value, row_axis
 from inference.diagnostics.fixed import fixed_parameters
 from inference.elbo.traces import Site, Traces, run_traces, sample_sites
 from inference.plotting.nuts import posterior_intervals
+from inference.sites import is_discrete
 from inference.weights import batch_size, evaluation_mode, repeat
-from ppl_models.errors import PplError, whole_number
+from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Batch, Program, as_program
 
 MOST_R_HAT, LEAST_ESS, MOST_DIVERGENT = 1.05, 50.0, 0.01
@@ -45,6 +46,7 @@ ERRORS = 3.0
 MEAN, SD, DISTANCE = (0.3, 1.0), (1.25, 2.0), (0.2, 0.5)
 """From what on a difference is a warning, and bad; means and distances in standard deviations."""
 FEW = 5
+STARTS = ("prior", "guide")
 QUANTILES = 200
 _GRID = np.linspace(-8, 8, 2001)
 _SPREAD = float(np.sqrt(stats.norm.cdf(_GRID) * stats.norm.sf(_GRID)).sum() * (_GRID[1] - _GRID[0]))
@@ -95,8 +97,9 @@ class AgainstNuts:
             at = self.names[int(self.r_hat.nan_to_num(math.inf).argmax())]
             return (
                 f"the chains of NUTS do not agree (R-hat {r_hat:.2f} at {at}, at most {MOST_R_HAT} "
-                "is believed): give more `warmup` and `num_samples`, or the posterior has several "
-                "modes"
+                "is believed): give more `warmup` and `num_samples`; or the posterior has several "
+                "modes (such as components of a mixture numbered otherwise), and `starts='guide'` "
+                "compares within the guide's"
             )
         if ess < LEAST_ESS:
             return f"NUTS has but {ess:.0f} effective draws; give more `num_samples`"
@@ -160,6 +163,7 @@ def against_nuts(
     warmup: int = 300,
     num_chains: int = 2,
     num_draws: int = 1000,
+    starts: str = "prior",
     seed: int = 0,
 ) -> AgainstNuts:
     """Compare the guide with NUTS on the same model.
@@ -171,8 +175,11 @@ def against_nuts(
             latents or with an autoguide, all.
         num_samples: of each chain of NUTS.
         warmup: its steps before.
-        num_chains: the first starts from the guide, the others from the prior.
+        num_chains: the first starts from the guide.
         num_draws: of the guide.
+        starts: where the other chains start: ``prior``, which finds other modes; or ``guide``,
+            which compares within the one that the guide is of (a mixture with its components
+            numbered otherwise is another mode).
         seed: of the draws; the global random state is left as it was.
 
     Returns:
@@ -186,11 +193,17 @@ def against_nuts(
     num_samples = whole_number("num_samples", num_samples, 20)
     warmup, num_chains = whole_number("warmup", warmup), whole_number("num_chains", num_chains)
     num_draws = whole_number("num_draws", num_draws, 20)
+    if starts not in STARTS:
+        raise UnknownNameError("starts", starts, STARTS)
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
         batch, shared = _part(program, batch, num_data)
         with torch.no_grad():
-            traces = run_traces(program.run_model, program.run_guide, (batch,), {})
+            runs = [
+                run_traces(program.run_model, program.run_guide, (batch,), {})
+                for _ in range(num_chains)
+            ]
+        traces = runs[0]
         plate = data_plate(traces.model, batch_size(batch))
         sites = _compared(traces)
         guide = _guide_draws(program, batch, sites, plate, num_draws, shared)
@@ -198,7 +211,7 @@ def against_nuts(
             if bool((draws == draws[0]).all()):
                 raise CannotTell(f"the guide is a point at {name!r}; it has no width to compare")
         with fixed_parameters(program):
-            chains = run_chains(program, batch, traces, num_chains, num_samples, warmup)
+            chains = run_chains(program, batch, runs, num_samples, warmup, starts)
     names, exact, ours = [], [], []
     for name, site in sites.items():
         if name not in chains.samples:
@@ -233,7 +246,7 @@ def _compared(traces: Traces) -> dict[str, Site]:
     found = {
         name: guide[name]
         for name, site in sample_sites(traces.model)
-        if name in guide and not site["is_observed"] and site["fn"].has_rsample
+        if name in guide and not site["is_observed"] and not is_discrete(site["fn"])
     }
     if not found:
         raise CannotTell("no real-valued latent stands both in the model and in the guide")
@@ -280,6 +293,9 @@ def _names(name: str, shape: torch.Size) -> list[str]:
 
 def _compare(names: tuple[str, ...], nuts: Tensor, guide: Tensor, divergences: int) -> AgainstNuts:
     """Of NUTS (chains, S, D) and of the guide (S, D)."""
+    drawn = (nuts != guide[0]).any(0).any(0) | (guide != guide[0]).any(0)
+    nuts, guide = nuts[..., drawn], guide[:, drawn]  # a Cholesky factor has its zeros
+    names = tuple(name for name, kept in zip(names, drawn.tolist(), strict=True) if kept)
     both = nuts.flatten(0, 1)
     ess = effective_sample_size(nuts, chain_dim=0, sample_dim=1).clamp_max(len(both))
     shares = ((torch.arange(QUANTILES) + 0.5) / QUANTILES).double()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+
+import pytest
 
 from inference.cli import main
+from inference.diagnostics.diagnose import REGISTRY
 
 
 def test_the_command(capsys, tmp_path):
@@ -26,3 +30,12 @@ def test_the_command(capsys, tmp_path):
     assert str(other / "diagnosis.json") in told["files"]
     assert main(["diagnose", str(run), "--checks", "importnace"]) == 2
     assert "Did you mean 'importance'" in capsys.readouterr().err
+
+
+def test_the_help_names_every_diagnostic(capsys):
+    with pytest.raises(SystemExit):
+        main(["diagnose", "--help"])
+    words = re.findall(r"\w+", capsys.readouterr().out.partition("--checks CHECKS")[2])
+    assert [name for name in REGISTRY if name not in words] == []
+    costly = [name for name, diagnostic in REGISTRY.items() if diagnostic.costly]
+    assert costly == [*REGISTRY][-3:]  # "all but the last three"

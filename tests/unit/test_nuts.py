@@ -15,11 +15,12 @@ from programs import BernoulliToy, EnumeratedMixture, GlobalMean
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.distributions import CorrCholeskyTransform
 
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
 from ppl_models import Program
-from ppl_models.errors import PplError
+from ppl_models.errors import PplError, UnknownNameError
 
 COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
 FAST = {"num_samples": 150, "warmup": 60, "num_draws": 500}
@@ -117,6 +118,34 @@ def test_discrete_latents_are_summed_out():
     assert float(found.nuts_mean) == pytest.approx(mean, abs=0.15)
     sd = float((p * (grid - mean) ** 2).sum().sqrt())
     assert float(found.nuts_sd) == pytest.approx(sd, rel=0.3)
+
+
+def correlated_pair(x):
+    """A Cholesky factor (continuous, without rsample) and the signs of two modes."""
+    corr = pyro.sample("corr", dist.LKJCholesky(2, torch.tensor(1.0)))
+    loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(x), dim=-1):
+        there = torch.stack([loc.abs(), loc.abs()], -1)
+        pyro.sample("x", dist.MultivariateNormal(there, scale_tril=corr), obs=x)
+
+
+def near_one_mode(x):
+    free = dist.Normal(torch.zeros(1), 0.3).to_event(1)
+    pyro.sample("corr", dist.TransformedDistribution(free, [CorrCholeskyTransform()]))
+    pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(3.0)), 0.2))
+
+
+def test_correlations_are_moved_too_and_starts_choose_the_mode():
+    x = dist.MultivariateNormal(torch.full((2,), 3.0), COVARIANCE).sample((30,))
+    program = Program(correlated_pair, near_one_mode)
+    found = against_nuts(program, {"x": x}, **FAST, starts="guide")
+    # The first row of a Cholesky factor of correlations is (1, 0): nothing to compare.
+    assert found.names == ("corr[1, 0]", "corr[1, 1]", "loc")
+    assert float(found.nuts_mean[0]) == pytest.approx(0.8, abs=0.25)
+    assert float(found.nuts_mean[2]) == pytest.approx(3.0, abs=0.9)  # five of its sd, 0.17
+    assert bool(found.r_hat.isfinite().all())
+    with pytest.raises(UnknownNameError, match="starts"):
+        against_nuts(program, {"x": x}, starts="gide")
 
 
 def test_an_autoguide_is_of_all_its_data():
