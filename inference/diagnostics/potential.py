@@ -25,8 +25,10 @@ ROUNDING = 1e-3
 """Of float32 sums over a data set, relative to the largest."""
 
 
-class TracedNUTS(NUTS):  # type: ignore[misc]
+class TracedNUTS(NUTS):
     """NUTS whose potential is traced at the start of every run, where that changes nothing."""
+
+    potential_fn: Any
 
     def _initialize_model_properties(self, args: Any, kwargs: Any) -> None:
         super()._initialize_model_properties(args, kwargs)
