@@ -27,9 +27,6 @@ from inference.sites import is_discrete
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
 
-CORRELATED = 30
-"""Up to so many dimensions NUTS adapts to their correlations as well as to their widths."""
-
 
 class Unscaled(Messenger):
     """Within, no ``poutine.scale`` and no subsampling weighs a site, and auxiliary losses are not
@@ -84,9 +81,7 @@ def run_chains(
         if chain == 0 or starts == "guide":
             begin = init_to_value(values=_latents(traces), fallback=init_to_sample)
         sampler = TracedNUTS if compile else NUTS
-        dense = sum(value.numel() for value in _latents(traces).values()) <= CORRELATED
-        depth = plate_depth(traces)
-        kernel = sampler(model, max_plate_nesting=depth, init_strategy=begin, full_mass=dense)
+        kernel = sampler(model, max_plate_nesting=plate_depth(traces), init_strategy=begin)
         mcmc = MCMC(kernel, num_samples, warmup_steps=warmup, disable_progbar=True)
         try:
             mcmc.run(batch)

@@ -185,7 +185,7 @@ def against_nuts(
         num_draws: of the guide.
         starts: of the other chains: ``prior``, which finds other modes; or ``guide``, which keeps
             to its own (a mixture with its components numbered otherwise is another mode).
-        compile: trace the model for NUTS, which halves its time, where a trace gives the same.
+        compile: trace the model for NUTS, for cheaper steps, where a trace gives the same.
         seed: of the draws; the global random state is left as it was.
 
     Returns:
