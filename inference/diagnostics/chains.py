@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.diagnostics.check import CannotTell
+from inference.diagnostics.potential import TracedNUTS
 from inference.elbo.base import plate_depth
 from inference.elbo.states import EnumerateLatents
 from inference.elbo.traces import Traces, sample_sites
@@ -53,6 +54,7 @@ def run_chains(
     num_samples: int,
     warmup: int,
     starts: str = "prior",
+    compile: bool = True,
 ) -> Chains:
     """Run NUTS on the model, one chain after the other.
 
@@ -64,6 +66,7 @@ def run_chains(
         warmup: steps before.
         starts: where chains after the first begin: ``prior``, or ``guide``; the first begins at
             the guide's draw.
+        compile: trace the potential of each chain, where that changes nothing.
 
     Raises:
         CannotTell: NUTS cannot run the model.
@@ -77,7 +80,8 @@ def run_chains(
         begin = init_to_sample
         if chain == 0 or starts == "guide":
             begin = init_to_value(values=_latents(traces), fallback=init_to_sample)
-        kernel = NUTS(model, max_plate_nesting=plate_depth(traces), init_strategy=begin)
+        sampler = TracedNUTS if compile else NUTS
+        kernel = sampler(model, max_plate_nesting=plate_depth(traces), init_strategy=begin)
         mcmc = MCMC(kernel, num_samples, warmup_steps=warmup, disable_progbar=True)
         try:
             mcmc.run(batch)

@@ -74,10 +74,15 @@ class AgainstNuts:
     """At 5, 25, 50, 75, 95 %, (5, D)."""
     guide_quantiles: Tensor
     divergences: int
-    num_samples: int
-    """Of all chains."""
-    num_draws: int
-    """Of the guide."""
+    nuts_draws: Tensor
+    """Of all chains, (S, D)."""
+    guide_draws: Tensor
+    """(S, D)."""
+
+    @property
+    def num_samples(self) -> int:
+        """Of all chains."""
+        return len(self.nuts_draws)
 
     @property
     def shift(self) -> Tensor:
@@ -112,7 +117,7 @@ class AgainstNuts:
         if self.trouble is not None:
             names = ("nuts_mean", "nuts_sd", "nuts_wasserstein")
             return [cannot_tell(name, self.trouble) for name in names]
-        noise = (1 / self.ess + 1 / self.num_draws).sqrt()
+        noise = (1 / self.ess + 1 / len(self.guide_draws)).sqrt()
         logs, chance = self.sd_ratio.clamp_min(1e-6).log(), self.chance
         return [
             self._check("nuts_mean", self.shift, self.shift.abs() - ERRORS * noise, MEAN),
@@ -164,6 +169,7 @@ def against_nuts(
     num_chains: int = 2,
     num_draws: int = 1000,
     starts: str = "prior",
+    compile: bool = True,
     seed: int = 0,
 ) -> AgainstNuts:
     """Compare the guide with NUTS on the same model.
@@ -177,9 +183,9 @@ def against_nuts(
         warmup: its steps before.
         num_chains: the first starts from the guide.
         num_draws: of the guide.
-        starts: where the other chains start: ``prior``, which finds other modes; or ``guide``,
-            which compares within the one that the guide is of (a mixture with its components
-            numbered otherwise is another mode).
+        starts: of the other chains: ``prior``, which finds other modes; or ``guide``, which keeps
+            to its own (a mixture with its components numbered otherwise is another mode).
+        compile: trace the model for NUTS, for cheaper steps, where a trace gives the same.
         seed: of the draws; the global random state is left as it was.
 
     Returns:
@@ -211,7 +217,7 @@ def against_nuts(
             if bool((draws == draws[0]).all()):
                 raise CannotTell(f"the guide is a point at {name!r}; it has no width to compare")
         with fixed_parameters(program):
-            chains = run_chains(program, batch, runs, num_samples, warmup, starts)
+            chains = run_chains(program, batch, runs, num_samples, warmup, starts, compile)
     names, exact, ours = [], [], []
     for name, site in sites.items():
         if name not in chains.samples:
@@ -316,6 +322,6 @@ def _compare(names: tuple[str, ...], nuts: Tensor, guide: Tensor, divergences: i
         nuts_quantiles=both.quantile(shown, 0),
         guide_quantiles=guide.quantile(shown, 0),
         divergences=divergences,
-        num_samples=len(both),
-        num_draws=len(guide),
+        nuts_draws=both,
+        guide_draws=guide,
     )

@@ -17,10 +17,13 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import CorrCholeskyTransform
 
+from inference.diagnostics import potential
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
+from inference.diagnostics.potential import traced
 from ppl_models import Program
 from ppl_models.errors import PplError, UnknownNameError
+from ppl_models.program import as_program
 
 COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.0]])
 FAST = {"num_samples": 150, "warmup": 60, "num_draws": 500}
@@ -173,3 +176,65 @@ def test_chains_that_disagree_cannot_tell():
     fine = torch.randn(2, 400, 1).double()
     assert _compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
     assert "diverged" in _compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
+
+
+class WithParameters(nn.Module):
+    """A parameter of a module and one of Pyro's, with a constraint, in model and guide."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.tensor(0.7))
+
+    def model(self, x):
+        width = pyro.param("width", torch.tensor(1.5), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(self.anchor, width))
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", dist.Bernoulli(0.3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu + 2 * c, 1.0), obs=x)
+
+    def guide(self, x):
+        pyro.sample("mu", dist.Normal(self.anchor, 0.4))
+
+
+def traces_kept(monkeypatch):
+    """Whether each chain's trace was taken, in order."""
+    kept = []
+
+    def watched(fn, start):
+        found = traced(fn, start)
+        kept.append(found is not fn)
+        return found
+
+    monkeypatch.setattr(potential, "traced", watched)
+    return kept
+
+
+def test_traced_chains_are_those_of_the_model_itself(monkeypatch):
+    kept = traces_kept(monkeypatch)
+    program, x = as_program(WithParameters()), torch.tensor([0.3, 2.1, -0.2, 1.8])
+    few = {"num_samples": 20, "warmup": 4, "num_draws": 20, "starts": "guide"}
+    found = {c: against_nuts(program, {"x": x}, **few, compile=c) for c in (True, False)}
+    assert kept == [True, True]  # each chain traces for itself
+    # A few steps: rounding grows along a trajectory, and is still small.
+    assert torch.allclose(found[True].nuts_draws, found[False].nuts_draws, atol=1e-3)
+    other = against_nuts(program, {"x": x + 1}, **few)  # nothing is left of the data before
+    plain = against_nuts(program, {"x": x + 1}, **few, compile=False)
+    assert torch.allclose(other.nuts_draws, plain.nuts_draws, atol=1e-3)
+    assert not torch.allclose(other.nuts_mean, found[True].nuts_mean, atol=0.1)
+    assert all(p.requires_grad for p in program.parameters())
+
+
+def test_a_model_that_a_trace_would_change_is_left_as_it_is():
+    def branching(point):
+        return (point["a"] ** 2).sum() if float(point["a"][0]) > 1 else point["a"].exp().sum()
+
+    def chance(point):
+        return (point["a"] * torch.rand(2)).sum()
+
+    def smooth(point):
+        return (point["a"] ** 2).sum()
+
+    start = {"a": torch.tensor([1.01, 2.0])}
+    assert traced(branching, start) is branching
+    assert traced(chance, start) is chance
+    assert traced(smooth, start) is not smooth
