@@ -140,6 +140,8 @@ class AgainstNuts:
             "(1-Wasserstein)",
         }[name]
         message = f"At worst, at {self.names[worst]}, {what}; median {float(values.median()):.2f}."
+        if verdict == "ok" and abs(value) > limits[0] and name != "nuts_sd":
+            message += " With so few draws chance alone may do that."
         if name == "nuts_sd" and verdict != "ok":
             message += " Its intervals are too narrow." if value < 1 else " It is too wide."
         numbers = {
