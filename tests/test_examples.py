@@ -31,7 +31,7 @@ PARAMETERS = {
     "compare_estimators.ipynb": "NUM_REPS, EPOCHS, SEEDS = 8, 1, (0,)",
     "diagnose_vae.ipynb": "EPOCHS, SIMULATIONS = 2, 50",
     "diagnose_bayesian_gmm.ipynb": "EPOCHS, NUM_DRAWS = 5, 60\n"
-    "NUTS = {'num_samples': 8, 'warmup': 8, 'num_draws': 60, 'starts': 'guide'}",
+    "NUTS = {'num_samples': 20, 'warmup': 10, 'num_draws': 60, 'starts': 'guide'}",
     "discrete_latents.ipynb": "EPOCHS = 1",
     "new_model.ipynb": "EPOCHS = 2",
 }
