@@ -36,17 +36,17 @@ MOST_DRAWN = 2**22
 that is at hand: the system has to clear it anew, which took a third of the time."""
 
 
-def rows_at_once(batch: Batch, most_numbers: int = MOST_NUMBERS) -> int:
+def rows_at_once(batch: Batch, most_numbers: int | None = None) -> int:
     """Particles times data that are run at once, if nothing else is asked.
 
     A row of large images takes more memory, in a hierarchy of latents above all.
 
     Args:
         batch: fields (B, ...).
-        most_numbers: of the data in a block.
+        most_numbers: of the data in a block; ``MOST_NUMBERS`` when left out.
     """
     largest = max(value.numel() // max(1, len(value)) for value in batch.values())
-    return min(MOST_ROWS, max(1, most_numbers // max(1, largest)))
+    return min(MOST_ROWS, max(1, (most_numbers or MOST_NUMBERS) // max(1, largest)))
 
 
 def repeat(batch: Batch, num_particles: int) -> dict[str, Tensor]:
