@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.data.dataset import DataSet
+from inference.data.dataset import DataSet, Split
+from inference.densities import has_global_latents
 from inference.devices import isolated_rng
+from inference.elbo.traces import run_traces
 from inference.runs import read_metrics
-from inference.weights import batch_size
+from inference.weights import batch_size, evaluation_mode
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
 
@@ -40,8 +42,9 @@ def batch_of(source: object, program: Program, data: Any, seed: int = 0) -> dict
     Args:
         source: the result of a fit, an open run, or a program.
         program: of it.
-        data: a batch of fields (B, ...), one array (the field ``x``), a split, or a data set (of
-            which the test split is taken); that of the source when None.
+        data: a batch of fields (B, ...), one array (the field ``x``), a split, or a data set (test
+            data, but all training data where latents are global, for these are what their
+            posterior is about); that of the source when None.
         seed: of what transforms of the data draw.
 
     Raises:
@@ -55,7 +58,7 @@ def batch_of(source: object, program: Program, data: Any, seed: int = 0) -> dict
                 "{'x': x}, a split such as data.test, or the result of a fit in the program's place"
             )
     if isinstance(data, DataSet):
-        data = data.test
+        data = data.train if _is_shared(program, data.train) else data.test
     if isinstance(data, Tensor | np.ndarray):
         data = {"x": data}
     if hasattr(data, "batches"):
@@ -76,6 +79,15 @@ def batch_of(source: object, program: Program, data: Any, seed: int = 0) -> dict
     if like is None:
         return fields
     return {k: v.to(like.device) for k, v in fields.items()}
+
+
+def _is_shared(program: Program, split: Split) -> bool:
+    """Whether a latent stands outside the data plate."""
+    with isolated_rng(0):
+        batch = next(iter(split.batches(8)))
+        with evaluation_mode(program), program.scope(), torch.no_grad():
+            traces = run_traces(program.run_model, program.run_guide, (batch,), {"num_data": None})
+    return has_global_latents(traces, batch_size(batch))
 
 
 def training_size(source: object) -> int | None:

@@ -58,8 +58,9 @@ def to_arviz(
 
     Args:
         source: any object with ``model`` and ``guide``, the result of a fit, or an open run.
-        data: a batch of fields (B, ...), one array (the field ``x``), a split, or a data set (of
-            which the test split is taken); that of the fit or run when left out.
+        data: a batch of fields (B, ...), one array (the field ``x``), a split, or a data set (test
+            data, but all training data where latents are global); that of the fit or run when
+            left out.
         num_samples: S, from the posterior.
         prior_samples: P, data sets of B data from the prior predictive; 0 for none.
         leave_out: groups that are not made, such as ``["posterior_predictive"]``.

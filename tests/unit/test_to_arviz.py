@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from mixture_helpers import blobs, random_mixture
+from posterior_programs import Conjugate, SharedMean
 from programs import DiscreteVAE, GaussianToy, WithoutLatents, tiny_images, tiny_vae
 from pyro.infer.autoguide import AutoNormal
 
@@ -75,6 +76,15 @@ def test_arviz_runs_on_it(name):
     latents = found["posterior"]
     count = sum(latents[v][0, 0].size for v in latents.data_vars)
     assert len(table) == count
+
+
+def test_a_posterior_that_all_data_share_is_given_the_data_it_was_trained_on():
+    x = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    data = from_tensors({"x": x}, fractions=(0.1, 0.2))
+    shared = to_arviz(SharedMean(x), data, 10, prior_samples=0)
+    own = to_arviz(Conjugate(), data, 10, prior_samples=0)
+    assert shared["observed_data"]["x"].sizes["data"] == len(data.train) == 28
+    assert own["observed_data"]["x"].sizes["data"] == len(data.test) == 8
 
 
 def test_the_groups_of_a_fit():
