@@ -149,7 +149,7 @@ class Runs:
                 likelihood[name] = layout.density(site)
                 if site["value"].numel() == 0:  # pyro.factor: a density, and no data
                     continue
-                observed[name] = layout.values(site, as_whole(site["value"], site["fn"]))[0]
+                observed[name] = as_whole(layout.values(site, site["value"])[0], site["fn"])
                 if self.predictive:
                     predictive[name] = layout.values(site, drawn_from(site["fn"]))
             dims[name] = layout.dims(site)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.densities import data_plate, is_local
+from inference.diagnostics.bits import QuickBits
 from inference.diagnostics.layout import Layout, whole_dtype
 from inference.elbo.traces import sample_sites
 from inference.sampling import prior_trace
@@ -76,7 +77,8 @@ def _next(seeds: torch.Generator) -> int:
 def _block(
     program: Program, given: Batch, sites: Collection[str], count: int, size: int, seed: int
 ) -> PriorDraws:
-    trace = prior_trace(program, count * size, given or None, seed=seed)
+    with QuickBits():
+        trace = prior_trace(program, count * size, given or None, seed=seed)
     layout = Layout(data_plate(trace, count * size), count)
     found = PriorDraws({}, {}, set())
     for name, site in sample_sites(trace):
