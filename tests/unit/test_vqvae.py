@@ -247,6 +247,29 @@ def test_the_lower_codes_depend_on_the_upper_ones():
     assert bool((after["codes_bottom"] != before["codes_bottom"]).any())
 
 
+def test_the_lower_codes_stand_for_what_the_upper_ones_leave():
+    """What the upper vectors say is taken off the lower features, and put to the lower vectors."""
+    program = make(VQVAE2).eval()
+    quantized, decoded = [], []
+    program.codebook_bottom.register_forward_pre_hook(lambda m, i: quantized.append(i[0]))
+    program.decoder.register_forward_pre_hook(lambda m, i: decoded.append(i[0]))
+    top, bottom = (
+        (3, book.code_dim, *grid)
+        for book, grid in zip(program.codebooks.values(), program.grids.values(), strict=True)
+    )
+    for bias in (0.0, 2.5):
+        with torch.no_grad():
+            for p in program.spread.parameters():
+                p.fill_(0.0)
+            list(program.spread.parameters())[-1].fill_(bias)
+            program.quantize(images(3))
+            program.decode(torch.zeros(top), torch.ones(bottom))
+    torch.testing.assert_close(quantized[1], quantized[0] - 2.5)
+    above, both = decoded[1].chunk(2, dim=-3)
+    torch.testing.assert_close(above, torch.full_like(above, 2.5))
+    torch.testing.assert_close(both, torch.full_like(both, 3.5))
+
+
 def test_a_gradient_of_the_reconstruction_reaches_the_encoder_of_the_upper_codes():
     program = make(VQVAE2).eval()
     found = program.quantize(images(3))
