@@ -96,11 +96,12 @@ def aggregated_posterior(
     program, num_data = as_program(program), batch_size(batch)
     if num_data < 3:
         raise PplError(f"an aggregated posterior needs at least 3 data, got {num_data}")
-    with evaluation_mode(program), isolated_rng(seed), program.scope():
+    with evaluation_mode(program), isolated_rng(seed, "aggregated posterior"), program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {"num_data": None})
         name = _chosen(dict(sample_sites(traces.guide)), site)
         guide_site, model_site = traces.guide.nodes[name], traces.model.nodes[name]
         _check_local(name, guide_site, num_data)
+        _check_counted(name, guide_site, num_data)
         z = guide_site["value"].detach()
         drawn = model_site["fn"].sample()
         marginal, mutual = _information(guide_site, model_site, z)
@@ -137,6 +138,21 @@ def _check_local(name: str, site: Site, num_data: int) -> None:
     support = known_support(site["fn"])
     if support is not None and support.is_discrete:
         raise ProgramError(f"site {name!r} is discrete; an aggregated posterior is over numbers")
+
+
+def _check_counted(name: str, site: Site, num_data: int) -> None:
+    """Refuse a site that a mask hides for some data: there it has no posterior."""
+    masks = [site["mask"]]
+    fn = site["fn"]
+    while fn is not None:
+        masks.append(getattr(fn, "_mask", None))
+        fn = getattr(fn, "base_dist", None)
+    for mask in masks:
+        if isinstance(mask, Tensor) and bool(mask.any()) and not bool(mask.all()):
+            raise ProgramError(
+                f"a mask hides site {name!r} for some of the {num_data} data, and what is hidden "
+                "has no posterior; give the data for which it counts"
+            )
 
 
 def _information(guide_site: Site, model_site: Site, z: Tensor) -> tuple[Any, Any]:

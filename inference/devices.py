@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,11 +97,22 @@ def seed_all(seed: int) -> None:
 
 
 @contextmanager
-def isolated_rng(seed: int) -> Iterator[None]:
-    """Within, the generators are seeded; afterwards they are as they were."""
+def isolated_rng(seed: int, purpose: str = "") -> Iterator[None]:
+    """Within, the generators are seeded; afterwards they are as they were.
+
+    Args:
+        seed: of the draws.
+        purpose: what they are for; each has draws of its own. Without one they are those that
+            ``torch.manual_seed(seed)`` gives, of which a user's data may be made.
+    """
     before = rng_state()
-    seed_all(seed)
+    seed_all(seed if not purpose else own_seed(seed, purpose))
     try:
         yield
     finally:
         set_rng_state(before)
+
+
+def own_seed(seed: int, purpose: str) -> int:
+    """A seed of 32 bits that no other seed or purpose has, but by a chance of one in 2^32."""
+    return int.from_bytes(blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,12 @@ from inference.diagnostics.loo import leave_one_out
 from inference.diagnostics.nuts import against_nuts
 from inference.diagnostics.predictive import predictive_check
 from inference.diagnostics.sbc import simulation_based_calibration
+from inference.diagnostics.source import (
+    NOT_DATA,
+    checked_batch,
+    on_device_of,
+    training_size,
+)
 from inference.diagnostics.surgery import elbo_surgery
 from inference.diagnostics.weighing import Weighed, no_latents, weigh
 from inference.elbo.traces import Site, run_traces, sample_sites
@@ -90,14 +97,14 @@ def diagnose(
 
     Args:
         program: any object with ``model`` and ``guide``, the result of a fit, or an open run.
-        data: a batch of fields (B, ...), a split, or a data set; those of the fit or the run when
-            left out. Of a data set test data are taken, but all training data where latents are
-            global, for these are what their posterior is about.
+        data: a batch of fields (B, ...), one array (the field ``x``), a split, or a data set;
+            those of the fit or the run when left out. Of a data set test data are taken, but all
+            training data where latents are global, for these are what their posterior is about.
         checks: names of ``REGISTRY``; all that apply and cost little when left out.
         num_samples: S, draws from the guide a datum.
         max_data: of a split or data set, where latents are local; a batch is taken whole.
-        num_data: size of the data set that a global posterior is about; told by a data set, and
-            the batch itself when left out.
+        num_data: size of the data set that a global posterior is about; when left out that of the
+            fit or run, told by a data set, and else the batch itself.
         thorough: the costly checks as well.
         seed: of the draws; the global random state is left as it was.
         **options: of single diagnostics, by their names: ``predictive={"statistics": ...}``.
@@ -112,6 +119,8 @@ def diagnose(
     whole_number("max_data", max_data)
     named = _named(checks, options)
     subject = _subject(as_program(program), _given(program, data), max_data, num_data, seed)
+    if num_data is None and "global" in subject.latents:
+        subject = replace(subject, num_data=training_size(program))
     asked = named or _that_apply(subject, thorough, options)
     weighing = _Weighing(subject, num_samples, seed)
     found: list[Check] = []
@@ -141,9 +150,13 @@ def _named(checks: Iterable[str] | str | None, options: Mapping[str, Any]) -> li
         PplError: a name that is not there, none at all, or options of one that is not asked.
     """
     names = [checks] if isinstance(checks, str) else list(checks or ())
-    for name in (*names, *options):
+    for name in names:
         if name not in REGISTRY:
             raise UnknownNameError("diagnostic", name, REGISTRY)
+    for name in options:
+        if name not in REGISTRY:
+            arguments = [*REGISTRY, *inspect.signature(diagnose).parameters]
+            raise UnknownNameError("diagnostic or argument", name, arguments[:-1])
     if checks is None:
         return []
     if not names:
@@ -245,38 +258,30 @@ def _subject(
     program: Program, data: Any, max_data: int, num_data: int | None, seed: int
 ) -> Subject:
     """Program and batch, once the program is known to have latents."""
+    if isinstance(data, Tensor | np.ndarray):
+        data = {"x": data}
     if isinstance(data, Mapping):
-        batch = _checked_batch(data)
+        batch = checked_batch(program, data)
         return Subject(program, batch, num_data, "batch", _kinds(program, batch, seed))
-    if isinstance(data, Tensor) or not (hasattr(data, "batches") or hasattr(data, "train")):
-        raise PplError(
-            "data must be a batch as a dict {'x': x}, a split, or a data set; got "
-            f"{type(data).__name__}"
-        )
+    if not (hasattr(data, "batches") or hasattr(data, "train")):
+        raise PplError(f"{NOT_DATA}, got {type(data).__name__}")
     sets = hasattr(data, "train")
-    kinds = _kinds(program, _first(data.train if sets else data, 8, seed), seed)
+    kinds = _kinds(program, _first(program, data.train if sets else data, 8, seed), seed)
     if "global" in kinds:
         name, split = ("train", data.train) if sets else ("split", data)
         num = len(split)
     else:
         name, split = ("test", data.test) if sets else ("split", data)
         num = min(max_data, len(split))
-    return Subject(program, _first(split, num, seed), num_data, name, kinds)
+    return Subject(program, _first(program, split, num, seed), num_data, name, kinds)
 
 
-def _checked_batch(batch: Mapping[str, Any]) -> Batch:
-    lengths = {name: len(value) for name, value in batch.items()}
-    if not lengths or len(set(lengths.values())) > 1 or not all(lengths.values()):
-        raise PplError(f"a batch needs fields of one length, at least 1; got {lengths or 'none'}")
-    return batch
-
-
-def _first(split: Any, num: int, seed: int) -> Batch:
+def _first(program: Program, split: Any, num: int, seed: int) -> Batch:
     """The first data of a split."""
     if len(split) == 0:
         raise PplError("there are no data to diagnose with")
     with isolated_rng(seed):  # transforms of the data draw too
-        return next(iter(split.batches(num)))
+        return on_device_of(program, next(iter(split.batches(num))))
 
 
 def _kinds(program: Program, batch: Batch, seed: int) -> frozenset[str]:

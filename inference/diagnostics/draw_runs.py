@@ -56,7 +56,7 @@ class Runs:
     @contextmanager
     def ready(self, seed: int) -> Iterator[None]:
         """What a run stands in: the program evaluates, with its own parameters and draws."""
-        with evaluation_mode(self.program), isolated_rng(seed), self.program.scope():
+        with evaluation_mode(self.program), isolated_rng(seed, "posterior"), self.program.scope():
             yield
 
     def block(self, count: int) -> Draws:

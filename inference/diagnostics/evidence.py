@@ -40,6 +40,8 @@ class Evidence:
     joint: bool
     num_samples: int
     num_data: int
+    too_noisy: str = ""
+    """Why the draws that count do not tell of the guide of the global latents; empty if they do."""
 
     @property
     def gap(self) -> Tensor:
@@ -51,10 +53,11 @@ class Evidence:
         return [self._of_gap(), self._of_ess()]
 
     def figures(self) -> dict[str, Figure]:
-        """Gap and ESS of every datum; none of a joint one."""
-        if self.joint:
+        """Gap and ESS of every datum with a finite gap; none of a joint one."""
+        finite = self.gap.isfinite()
+        if self.joint or not bool(finite.any()):
             return {}
-        return {"evidence": evidence_figure(self.gap.numpy(), self.ess.numpy())}
+        return {"evidence": evidence_figure(self.gap[finite].numpy(), self.ess[finite].numpy())}
 
     def _of_gap(self) -> Check:
         per = "over all data" if self.joint else "per datum"
@@ -93,6 +96,9 @@ class Evidence:
             return Check(
                 "ess", "ok", text + "The bound rests on many draws.", share, LEAST_SHARE, numbers
             )
+        if self.too_noisy:
+            text = self.too_noisy + text
+            return Check("ess", "cannot tell", text, share, LEAST_SHARE, numbers)
         text += "The bound rests on a few lucky draws, so log p(x) may be well above it."
         verdict = "bad" if draws < 10 else "warning"
         return Check("ess", verdict, text, share, LEAST_SHARE, numbers)
@@ -135,11 +141,12 @@ def evidence(
     iwae = log_w.logsumexp(1) - math.log(num)
     ess = (2 * log_w.logsumexp(1) - (2 * log_w).logsumexp(1)).exp().clamp(1, num)
     return Evidence(
-        elbo=log_w.mean(1),
+        elbo=(log_w if weighed.single is None else weighed.single.unsqueeze(0)).mean(1),
         iwae=iwae,
         iwae_se=((num / ess - 1) / (num - 1)).clamp_min(0).sqrt(),
         ess=ess / num,
         joint=joint,
         num_samples=num,
         num_data=weighed.num_data,
+        too_noisy=weighed.too_noisy(),
     )

@@ -133,6 +133,8 @@ class ImportanceWeights:
     """Draws over which local latents were averaged out within each draw of the global ones."""
     exact: bool
     """Whether no latent is drawn at all."""
+    too_noisy: str = ""
+    """Why joint weights do not tell of the guide of the global latents; empty if they do."""
 
     @property
     def median(self) -> float:
@@ -190,6 +192,9 @@ class ImportanceWeights:
         if math.isinf(k):
             text = f"The {how} are not finite: {NOT_FINITE}"
             return Check("pareto_k", "bad", text, k, self.threshold, self._numbers())
+        if k > self.threshold and self.too_noisy:
+            text = f"{self.too_noisy}k = {k:.2f} of the {how}."
+            return Check("pareto_k", "cannot tell", text, k, self.threshold, self._numbers())
         verdict = "ok" if k <= self.threshold else "bad"
         text = f"k = {k:.2f} of the {how}: {meaning(k, self.threshold)}"
         return Check("pareto_k", verdict, text, k, self.threshold, self._numbers())
@@ -287,4 +292,5 @@ def importance_weights(
         num_data=weighed.num_data,
         drawn_within=weighed.drawn_within,
         exact=weighed.exact,
+        too_noisy=weighed.too_noisy(),
     )

@@ -168,7 +168,7 @@ def label_calibration(
     truth = _whole(labels, batch[labels], batch_size(batch))
     unlabelled = {name: value for name, value in batch.items() if name != labels}
     program = as_program(program)
-    with evaluation_mode(program), isolated_rng(seed), program.scope():
+    with evaluation_mode(program), isolated_rng(seed, "labels"), program.scope():
         try:
             name, found = state_probabilities(program, unlabelled, site, labels, num_draws)
         except ProgramError as error:

@@ -45,6 +45,8 @@ class LeaveOneOut:
     num_samples: int
     drawn_within: int
     """Draws over which local latents were averaged out; 0: none is drawn."""
+    too_noisy: str = ""
+    """Why that averaging leaves too much chance for k to tell; empty if it does not."""
 
     @property
     def elpd(self) -> float:
@@ -82,6 +84,8 @@ class LeaveOneOut:
             end = "Cannot tell whether to trust it: the weights take too few values for a tail."
         elif above == 0:
             verdict, end = "ok", "The number can be trusted."
+        elif self.too_noisy:
+            verdict, end = "cannot tell", self.too_noisy
         elif quantile(known, 1 - TOLERATED) <= self.threshold:
             verdict, end = "warning", "Look at these data: each of them moves the posterior."
         else:
@@ -153,6 +157,7 @@ def leave_one_out(
         threshold=k_threshold(weighed.num_samples),
         num_samples=weighed.num_samples,
         drawn_within=weighed.drawn_within,
+        too_noisy=weighed.too_noisy(),
     )
 
 

@@ -22,6 +22,8 @@ from inference.weights import batch_size, evaluation_mode
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
 
+NOT_DATA = "data must be a batch {'x': x}, an array, a split (data.test) or a data set"
+
 
 def history(source: object) -> list[dict[str, Any]]:
     """The rows, one an epoch, of a fit or of an open run; none of anything else.
@@ -66,19 +68,32 @@ def batch_of(source: object, program: Program, data: Any, seed: int = 0) -> dict
             parts = list(data.batches(1024))
         data = {name: torch.cat([p[name] for p in parts]) for name in (parts[0] if parts else ())}
     if not isinstance(data, Mapping):
-        raise PplError(
-            "data must be a batch {'x': x}, an array, a split (data.test) or a data set, got "
-            f"{type(data).__name__}"
-        )
-    fields = {name: torch.as_tensor(value) for name, value in data.items()}
-    fields = {name: value for name, value in fields.items() if name in program.fields} or fields
+        raise PplError(f"{NOT_DATA}, got {type(data).__name__}")
+    named = {name: value for name, value in data.items() if name in program.fields}
+    return checked_batch(program, named or data)
+
+
+def checked_batch(program: Program, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A batch's fields as tensors where the program's parameters are.
+
+    Args:
+        program: whose.
+        batch: fields (B, ...), tensors or arrays.
+
+    Raises:
+        PplError: no data, or fields of several lengths.
+    """
+    fields = {name: torch.as_tensor(value) for name, value in batch.items()}
     lengths = {name: len(value) for name, value in fields.items()}
     if not lengths or 0 in lengths.values() or len(set(lengths.values())) > 1:
         raise PplError(f"data must be fields of one length, one or more; got {lengths or 'none'}")
+    return on_device_of(program, fields)
+
+
+def on_device_of(program: Program, batch: Batch) -> dict[str, Tensor]:
+    """A batch where the program's parameters are."""
     like = next(program.parameters(), None)
-    if like is None:
-        return fields
-    return {k: v.to(like.device) for k, v in fields.items()}
+    return {k: v if like is None else v.to(like.device) for k, v in batch.items()}
 
 
 def _is_shared(program: Program, split: Split) -> bool:

@@ -96,8 +96,12 @@ class Surgery:
         return found
 
     def figures(self) -> dict[str, Figure]:
-        """KL by dimension; none where no site has dimensions that fall apart."""
-        shown = {n: s for n, s in self.sites.items() if s.kl is not None and s.dead is not None}
+        """KL by dimension, where dimensions fall apart and it is finite."""
+        shown = {
+            name: site
+            for name, site in self.sites.items()
+            if site.kl is not None and site.dead is not None and np.isfinite(site.kl).all()
+        }
         if not shown:
             return {}
         kl = {name: site.kl for name, site in shown.items() if site.kl is not None}
@@ -128,6 +132,9 @@ def _collapse(site: SiteSurgery) -> Check:
         )
         return Check(name, "bad", text, site.rate, COLLAPSED_RATE, numbers)
     text = f"{site.site} has a rate of {site.rate:.2f} nats per datum{dims}."
+    if not math.isfinite(site.rate):
+        text += " The guide draws what the prior makes impossible: compare their supports."
+        return Check(name, "bad", text, site.rate, COLLAPSED_RATE, numbers)
     if count:
         text += " The dead ones tell next to nothing of a datum: fewer would do, or use free bits."
     return Check(name, "warning" if count else "ok", text, site.rate, COLLAPSED_RATE, numbers)
@@ -187,7 +194,7 @@ def elbo_surgery(
     batch = {name: value[:MOST_DATA] for name, value in batch.items()}
     if batch_size(batch) < 3:
         raise PplError(f"at least 3 data are needed, got {batch_size(batch)}")
-    with evaluation_mode(program), isolated_rng(seed), torch.no_grad():
+    with evaluation_mode(program), isolated_rng(seed, "surgery"), torch.no_grad():
         refuse_points(program, batch)
     runs = _runs(program, batch, num_draws, seed)
     with torch.no_grad():
@@ -216,7 +223,7 @@ def _runs(program: Program, batch: Batch, num: int, seed: int) -> list[Traces]:
     """Runs of guide and model with latents that are summed out in all their states."""
     with (
         evaluation_mode(program),
-        isolated_rng(seed),
+        isolated_rng(seed, "surgery"),
         program.scope(),
         torch.no_grad(),
     ):
@@ -246,7 +253,10 @@ def _site(
 
 @torch.no_grad()
 def _dimensions(name: str, runs: list[Traces], rows: int) -> tuple[Tensor | None, Tensor | None]:
-    """KL and variance of the guide's means by dimension, (D,) each, or None."""
+    """KL and variance of the guide's means by dimension, (D,) each, or None.
+
+    Where the means depend on other draws, what these draws add to the variance is taken off.
+    """
     if any(name not in dict(sample_sites(trace)) for trace in runs[0]):
         return None, None
     plate = data_plate(runs[0].model, rows)
@@ -259,8 +269,11 @@ def _dimensions(name: str, runs: list[Traces], rows: int) -> tuple[Tensor | None
         kls.append(_by_dimension(q, _elementwise_kl(q, p), plate))
         means.append(_by_dimension(q, known_mean(q["fn"]), plate))
     kl, mean = (_mean_of(parts) for parts in (kls, means))
-    variance = None if mean is None or bool(mean.isnan().any()) else mean.var(0)
-    return None if kl is None else kl.mean(0), variance
+    if mean is None or bool(mean.isnan().any()):
+        return None if kl is None else kl.mean(0), None
+    chance = torch.stack([m for m in means if m is not None]).var(0, unbiased=True).mean(0)
+    variance = mean.var(0) - (chance / len(runs) if len(runs) > 1 else 0.0)
+    return None if kl is None else kl.mean(0), variance.clamp_min(0.0)
 
 
 def _mean_of(parts: list[Tensor | None]) -> Tensor | None:

@@ -37,6 +37,8 @@ INNER = 32
 """Draws of local latents within one of the global ones."""
 LEAST_INNER = 8
 """If the data are so many that more would take too much memory."""
+MOST_NOISE = 0.5
+"""Share of the variance of joint log weights that may be chance of the local draws."""
 MOST_POINTWISE = 2**24
 """Numbers of log p(x_n | global draw) that are kept: 128 MiB."""
 
@@ -58,6 +60,12 @@ class Weighed:
     exact: bool
     """Whether nothing is drawn: all latents are summed out, or certain."""
     num_data: int
+    single: Tensor | None = None
+    """Joint log weights with one draw of the local latents, (S,), their mean over the M; the mean
+    of these is the ELBO, that of ``joint`` is above it. None where ``drawn_within`` is 0."""
+    noise: float = 0.0
+    """Variance that the chance of the M draws gives to ``joint``: nothing that a guide of the
+    global latents could mend."""
 
     @property
     def rows(self) -> Tensor:
@@ -71,6 +79,20 @@ class Weighed:
     def num_samples(self) -> int:
         """S."""
         return self.rows.shape[1]
+
+    def too_noisy(self) -> str:
+        """Why the joint weights do not tell of the guide of the global latents; empty if they do.
+
+        They do not where most of their variance is chance of the local draws within each.
+        """
+        if self.joint is None or not self.noise > MOST_NOISE * float(self.joint.var()):
+            return ""
+        return (
+            f"Cannot tell of {', '.join(self.global_sites)}, because most of what makes the joint "
+            f"weights differ (a standard deviation of {self.noise**0.5:.2g} nats) is chance of the "
+            f"{self.drawn_within} draws of {', '.join(self.local_sites)} within each: its guide is "
+            "too far from its posterior, or the data are too many, for it to be averaged out. "
+        )
 
 
 @torch.no_grad()
@@ -102,7 +124,7 @@ def weigh(
     program = as_program(program)
     whole_number("num_samples", num_samples, 2)
     whole_number("inner", inner)
-    with evaluation_mode(program), isolated_rng(seed):
+    with evaluation_mode(program), isolated_rng(seed, "weigh"):
         refuse_points(program, batch, num_data)
         first = run_densities(program, batch, 1, num_data)
         if not first.kl:
@@ -215,13 +237,16 @@ def _over_all_data(
     fitting = max(LEAST_INNER, rows_at_once(batch) // size)
     within = min(inner, fitting) if _draws_local(program, batch) else 0
     rows = repeat(batch, max(1, within))
-    joint, pointwise = [], []
+    joint, pointwise, single, noise = [], [], [], []
     keep = num * size <= MOST_POINTWISE
     for _ in range(num):
         run = _within(program, rows, max(1, within))
-        each = run.log_weights.double().logsumexp(0) - math.log(max(1, within))  # (N,)
+        weights = run.log_weights.double()  # (M, N)
+        each = weights.logsumexp(0) - math.log(max(1, within))  # (N,)
         shared = sum(v[0].double() for v in run.kl.values() if v.dim() == 1)
         joint.append((each.sum() - shared).cpu())
+        single.append((weights.mean(0).sum() - shared).cpu())
+        noise.append(_noise(weights))
         if keep:
             pointwise.append(each.cpu())
     return Weighed(
@@ -233,7 +258,18 @@ def _over_all_data(
         drawn_within=within,
         exact=False,
         num_data=size,
+        single=torch.stack(single) if within else None,
+        noise=sum(noise) / num,
     )
+
+
+def _noise(log_weights: Tensor) -> float:
+    """Variance of Σ_n log mean_m w_mn, of (M, N) log weights: delta method; 0 of one draw."""
+    num = len(log_weights)
+    if num < 2:
+        return 0.0
+    shares = log_weights.softmax(0)
+    return float((shares.square().sum(0) - 1 / num).sum()) * num / (num - 1)
 
 
 def _in_guide(program: Program, batch: Batch) -> list[str]:

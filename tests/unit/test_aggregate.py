@@ -102,3 +102,13 @@ def test_errors():
         aggregated_posterior(GlobalMean(), {"x": X[:5]})
     with pytest.raises(ProgramError, match=r"'b' is discrete"):
         aggregated_posterior(BernoulliToy(), {"x": X[:5]})
+
+
+def test_a_site_that_a_mask_hides_for_some_data_is_refused():
+    class Ragged(Linear):
+        def guide(self, x):
+            with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=x > 0):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ProgramError, match="a mask hides site 'z' for some of the 1500 data"):
+        aggregated_posterior(Ragged(1.0, 0.0, 1.0), {"x": X})

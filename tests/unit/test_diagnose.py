@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from posterior_programs import Conjugate, SharedMean, TwoCodes, normal_data
-from programs import WithoutLatents, tiny_images, tiny_vae
+from programs import GlobalMean, WithoutLatents, tiny_images, tiny_vae
 
 from inference import diagnose, fit, from_tensors
 from inference.diagnostics.check import Check
@@ -102,8 +104,8 @@ def test_options_go_to_their_diagnostic():
     [
         ((WithoutLatents(), {"x": X}), {}, "no latent sites"),
         ((Conjugate(),), {}, "diagnose needs data"),
-        ((Conjugate(), X), {}, "data must be a batch as a dict"),
-        ((Conjugate(), {}), {}, "a batch needs fields"),
+        ((Conjugate(), "x.npz"), {}, "data must be a batch"),
+        ((Conjugate(), {}), {}, "data must be fields of one length, one or more; got none"),
         ((Conjugate(), {"x": X, "y": X[:3]}), {}, "of one length"),
         ((Conjugate(), {"x": X}), {"num_samples": 1}, "num_samples must be"),
         ((Conjugate(), {"x": X}), {"checks": []}, "checks is empty"),
@@ -118,8 +120,24 @@ def test_what_a_user_can_get_wrong(arguments, options, message):
 def test_an_unknown_diagnostic_is_told_with_the_near_misses():
     with pytest.raises(UnknownNameError, match="Did you mean 'evidence'"):
         diagnose(Conjugate(), {"x": X}, checks="evidnece")
-    with pytest.raises(UnknownNameError, match="unknown diagnostic 'max_dat'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'max_data'"):
         diagnose(Conjugate(), {"x": X}, max_dat={})
+
+
+def test_arrays_are_data_as_for_a_fit():
+    few = {"num_samples": 30, "checks": ["evidence"]}
+    expected = diagnose(Conjugate(), {"x": X[:9]}, **few).checks[0].value
+    for data in (X[:9], X[:9].numpy(), {"x": X[:9].numpy()}):
+        assert diagnose(Conjugate(), data, **few).checks[0].value == expected
+
+
+def test_a_part_of_what_a_fit_was_trained_on_is_no_whole_for_global_latents():
+    data = from_tensors({"x": X})
+    fitted = fit(GlobalMean(), data, epochs=1, progress=False)
+    for part in (data.test, {"x": X[:20]}):
+        (check,) = diagnose(fitted, part, num_samples=30, checks=["importance"]).checks
+        assert check.verdict == "cannot tell"
+        assert "Give all of the data" in check.message
 
 
 def test_a_fit_brings_its_data_test_data_for_local_latents():
@@ -161,3 +179,24 @@ def test_nothing_is_left_behind():
     assert torch.equal(torch.get_rng_state(), state)
     assert program.training
     assert all(p.grad is None for p in program.parameters())
+
+
+def test_draws_that_the_prior_makes_impossible_are_bad_and_the_rest_is_drawn(tmp_path):
+    free = {"validate_args": False}
+
+    class Uniform(torch.nn.Module):
+        def model(self, x=None, *, size=1):
+            with pyro.plate("data", size if x is None else len(x), dim=-1):
+                z = pyro.sample("z", dist.Uniform(0.0, 3.0, **free))
+                return pyro.sample("x", dist.Normal(z, 1.0, **free), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    asked = ["evidence", "surgery"]
+    found = diagnose(Uniform(), {"x": X[:20].abs()}, num_samples=50, checks=asked)
+    verdicts = {check.name: check.verdict for check in found.checks}
+    assert verdicts["evidence_gap"] == verdicts["posterior_collapse[z]"] == "bad"
+    found.save(tmp_path)
+    assert (tmp_path / "diagnosis.json").is_file()

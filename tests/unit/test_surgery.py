@@ -125,3 +125,48 @@ def test_nothing_is_left_behind():
     assert torch.equal(torch.get_rng_state(), state)
     assert program.scale.grad is None
     assert program.training
+
+
+class Levels(torch.nn.Module):
+    """x = z_1[0] + noise; in the other dimensions q(z_1 | z_2, x) is p(z_1 | z_2)."""
+
+    def model(self, x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z2 = pyro.sample("z_2", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            z1 = pyro.sample("z_1", dist.Normal(z2.expand(-1, 4), 0.5).to_event(1))
+            return pyro.sample("x", dist.Normal(z1[:, 0], 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z2 = pyro.sample("z_2", dist.Normal(torch.zeros(len(x), 1), 1.0).to_event(1))
+            seen = torch.cat([x.unsqueeze(-1), torch.zeros(len(x), 3)], -1)
+            pyro.sample("z_1", dist.Normal(z2 + 0.5 * seen, 0.5).to_event(1))
+
+
+def test_chance_of_the_level_above_is_no_activity():
+    """KL is 0 in three dimensions, though their means move with z_2 from draw to draw."""
+    found = elbo_surgery(Levels(), {"x": X}).sites["z_1"]
+    np.testing.assert_allclose(found.kl[1:], 0.0, atol=1e-6)
+    np.testing.assert_array_equal(found.dead, [False, True, True, True])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_data_that_were_drawn_with_the_same_seed_share_no_draws(seed):
+    """With torch.manual_seed(0) before the data, seed 0 once gave the data's own latents."""
+
+    class Sum(torch.nn.Module):
+        def model(self, x=None, *, size=1):
+            with pyro.plate("data", size if x is None else len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+                return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    torch.manual_seed(0)
+    x = torch.randn(500)
+    x = x + torch.randn(500)
+    found = elbo_surgery(Sum(), {"x": x}, seed=seed).sites["z"].aggregated
+    assert found.mutual_information == pytest.approx(0.5 * math.log(2), abs=0.1)
+    assert found.mmd < found.mmd_of_chance
