@@ -16,7 +16,7 @@ from torch import Tensor
 from inference.contract import CHECKS, Subject, run
 from inference.devices import isolated_rng
 from inference.linter import Lint, lint
-from inference.weights import batch_size
+from inference.weights import batch_size, fields_of
 from ppl_models.errors import PplError, ProgramError, describe
 from ppl_models.program import Batch, Program, as_program
 
@@ -56,7 +56,7 @@ def check_program(
     Raises:
         ProgramError: checks failed; the message lists them all.
     """
-    batch = dict(batch)
+    batch = fields_of(batch)
     if batch_size(batch) < 3:
         raise ProgramError(f"check_program needs a batch of at least 3, got {batch_size(batch)}")
     with isolated_rng(0):

@@ -11,7 +11,7 @@ Shapes: K particles, B data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,12 +20,27 @@ from torch import Tensor
 
 from inference.densities import SiteDensities, densities_of, stack
 from inference.summed_out import run_summed
+from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program, as_program
 
 
 def batch_size(batch: Batch) -> int:
     """B, the length of the batch's fields."""
     return len(next(iter(batch.values())))
+
+
+def fields_of(batch: object) -> dict[str, Tensor]:
+    """A batch's fields by name, in a dict of their own.
+
+    Raises:
+        PplError: it is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise PplError(
+            f"a batch must be a dict of fields {{'x': x}}, got {type(batch).__name__}; of a data "
+            "set it is next(iter(data.train.batches(16)))"
+        )
+    return dict(batch)
 
 
 MOST_ROWS = 16_384

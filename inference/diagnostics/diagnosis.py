@@ -36,9 +36,11 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict that was given; ``cannot tell`` where no check had an answer."""
+        """The worst verdict; ``cannot tell`` where all is well in half of the checks or fewer, and
+        the others had no answer."""
         given = [c.verdict for c in self.checks if c.verdict != "cannot tell"]
-        return max(given, key=VERDICTS.index) if given else "cannot tell"
+        worst = max(given, key=VERDICTS.index) if given else "cannot tell"
+        return "cannot tell" if worst == "ok" and 2 * len(given) <= len(self.checks) else worst
 
     def __getitem__(self, name: str) -> Check:
         """The check of a name, such as ``diagnosis["pareto_k"]``."""

@@ -18,7 +18,7 @@ from inference.elbo import make_estimator
 from inference.linter import plates, running, sites, training, values
 from inference.linter.finding import Lint, Rule
 from inference.linter.sighting import Sighting
-from inference.weights import batch_size, evaluation_mode
+from inference.weights import batch_size, evaluation_mode, fields_of
 from ppl_models.errors import describe
 from ppl_models.program import Batch, as_program
 
@@ -64,7 +64,7 @@ def lint(
         >>> found.code, found.site
         ('support-differs', 'z')
     """
-    batch = dict(batch)
+    batch = fields_of(batch)
     if isinstance(estimator, str):
         estimator = make_estimator(estimator, 2)
     whole = as_program(program)

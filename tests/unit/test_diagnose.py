@@ -166,6 +166,8 @@ def test_the_worst_verdict_counts():
     checks = [Check("a", "ok", ""), Check("b", "cannot tell", ""), Check("c", "warning", "")]
     assert Diagnosis("P", checks, {}, {}).verdict == "warning"
     assert Diagnosis("P", checks[1:2], {}, {}).verdict == "cannot tell"
+    assert Diagnosis("P", checks[:2], {}, {}).verdict == "cannot tell"  # half is no answer
+    assert Diagnosis("P", [checks[0], *checks[:2]], {}, {}).verdict == "ok"
 
 
 def test_nothing_is_left_behind():

@@ -11,9 +11,9 @@ import torch
 from programs import GaussianToy, GlobalMean, LinearVAE, tiny_images, tiny_vae
 from pyro import poutine
 
-from inference import evaluate, log_weights
+from inference import check_program, evaluate, from_tensors, lint, log_weights
 from inference.weights import repeat, rows_at_once, site_densities
-from ppl_models import Program, ProgramError, auxiliary_loss
+from ppl_models import PplError, Program, ProgramError, auxiliary_loss
 
 
 def perfect_guide(toy: GaussianToy):
@@ -185,3 +185,9 @@ def test_large_data_are_run_in_smaller_blocks():
         assert log_weights(vae, {"x": x[:2]}, 6).shape == (6, 2)
         assert evaluate(vae, {"x": x}, num_particles=6, compile=False).num_data == 7
     assert max(rows) == 5
+
+
+@pytest.mark.parametrize("ask", [lint, check_program])
+def test_a_data_set_is_no_batch(ask):
+    with pytest.raises(PplError, match="got DataSet; of a data set it is next"):
+        ask(tiny_vae(), from_tensors(tiny_images(20)))
