@@ -36,8 +36,9 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict; ``cannot tell`` where all is well in half of the checks or fewer, and
-        the others had no answer."""
+        """The worst verdict; ``cannot tell`` where half of the checks or more had no answer, and
+        all is well in the others.
+        """
         given = [c.verdict for c in self.checks if c.verdict != "cannot tell"]
         worst = max(given, key=VERDICTS.index) if given else "cannot tell"
         return "cannot tell" if worst == "ok" and 2 * len(given) <= len(self.checks) else worst

@@ -11,7 +11,8 @@ import torch
 from programs import GaussianToy, GlobalMean, LinearVAE, tiny_images, tiny_vae
 from pyro import poutine
 
-from inference import check_program, evaluate, from_tensors, lint, log_weights
+from inference import evaluate, from_tensors, lint, log_weights
+from inference.testing import check_program
 from inference.weights import repeat, rows_at_once, site_densities
 from ppl_models import PplError, Program, ProgramError, auxiliary_loss
 
