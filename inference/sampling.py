@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.data.dataset import Split
 from inference.devices import isolated_rng
 from inference.drawing import Sharpened
-from inference.elbo.traces import run_traces, sample_sites
+from inference.elbo.traces import Site, run_traces, sample_sites, with_value
 from inference.sites import is_discrete, is_partial, known_mean
 from inference.summed_out import enumerates, posterior_draw
 from inference.weights import evaluation_mode
@@ -94,6 +94,21 @@ def reconstruct(
         The observed fields by name, (B, ...); none where nothing is latent.
     """
     _check(draw)
+    return {name: _value(site, draw) for name, site in redrawn(program, batch, seed=seed).items()}
+
+
+@torch.no_grad()
+def redrawn(program: object, batch: Batch, *, seed: int = 0) -> dict[str, Site]:
+    """The observed sites, with values drawn anew given latents of the guide.
+
+    Args:
+        program: any object with ``model`` and ``guide``.
+        batch: fields (B, ...).
+        seed: of the draws; the global random state is left as it was.
+
+    Returns:
+        By field, sites with values (B, ...); none where nothing is latent.
+    """
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
@@ -103,7 +118,7 @@ def reconstruct(
         if all(site["is_observed"] for _, site in sites):
             return {}
         return {
-            name: _value(site | {"value": site["fn"].sample()}, draw)
+            name: with_value(site, site["fn"].sample())
             for name, site in sites
             if site["is_observed"] and name in batch
         }

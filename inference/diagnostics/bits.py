@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.sites import innermost, is_partial
+from ppl_models.errors import PplError
 
 
 def draw_bits(probs: Tensor) -> Tensor:
@@ -24,10 +25,15 @@ def draw_bits(probs: Tensor) -> Tensor:
     Returns:
         int8 of that shape.
 
+    Raises:
+        PplError: numbers that are no probabilities.
+
     Example:
         >>> draw_bits(torch.tensor([0.0, 1.0]))
         tensor([0, 1], dtype=torch.int8)
     """
+    if probs.numel():
+        _check(probs)
     places = probs.reshape(-1) * 256
     words = torch.empty(-(-len(places) // 8), dtype=torch.int64, device=probs.device)
     digits = words.random_(-(2**63), None).view(torch.uint8)[: len(places)]
@@ -37,6 +43,16 @@ def draw_bits(probs: Tensor) -> Tensor:
     rest = places[undecided] - first[undecided]
     ones[undecided] = torch.rand_like(rest) < rest
     return ones.view(torch.int8).view(probs.shape)
+
+
+def _check(probs: Tensor) -> None:
+    low, high = (float(v) for v in probs.aminmax())  # NaN is either of them
+    if not (low >= 0 and high <= 1):
+        got = "nan" if low != low else f"numbers from {low:g} to {high:g}"
+        raise PplError(
+            f"probabilities of bits must be in [0, 1], got {got}. Give Bernoulli its logits, and "
+            "look for what is not finite: a diverged fit, or data that are not scaled"
+        )
 
 
 def bit_probs(fn: Any) -> Tensor | None:

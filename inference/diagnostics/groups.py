@@ -105,13 +105,14 @@ class NetcdfGroups:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._file.attrs.update(self.attrs)
-        self._file.close()
-        if error is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink()
+        try:
+            with self._file as file:
+                if error is None:
+                    file.attrs.update(self.attrs)
+            if error is None:
+                self._partial.replace(self.path)
+        finally:  # a full disk fails at closing
+            self._partial.unlink(missing_ok=True)
 
     def space(
         self, group: str, name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: np.dtype

@@ -3,7 +3,8 @@
 A replicated data set has one draw of every datum from p(x | z), z ~ q(z | x), and the same number
 of data as the observed one; a statistic of it is compared with that of the observed data. The
 p-values are conservative: a replicate has seen the datum that it repeats, so they crowd about ½
-under a true model (they are not uniform), and one near 0 says more than it seems to.
+under a true model (they are not uniform), and one near 0 says more than it seems to. What a mask
+takes out of the likelihood is in every replicate as it was observed.
 
 Shapes: S replicated data sets, B data.
 
@@ -22,8 +23,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.diagnostics.check import CannotTell, Check
+from inference.diagnostics.replicates import counted, replicate
+from inference.elbo.traces import Site
 from inference.plotting.posterior_checks import predictive_figure
-from inference.sampling import reconstruct
+from inference.sampling import redrawn
 from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Batch, as_program
 
@@ -49,7 +52,9 @@ LEAST_SAMPLES = 40
 OF_RANGE = ("smallest", "largest")
 """Those that say nothing of data of two values."""
 OF_PARTS = ("sd of data's means",)
-"""Those that say nothing new of data of one number."""
+"""Those that say nothing new of data of one number, and nothing of one datum."""
+OF_MANY = ("sd",)
+"""Those that one number does not have."""
 
 
 @dataclass(frozen=True)
@@ -114,31 +119,26 @@ def predictive_check(
         seed: of the draws.
 
     Raises:
-        CannotTell: the model draws no field of the data, or nothing is latent.
+        CannotTell: the model draws no field of the data, nothing is latent, or masks hide all data
+            or cannot be read.
         PplError: a statistic gives no number; several fields to choose from.
         UnknownNameError: no such field.
     """
     program = as_program(program)
     whole_number("num_samples", num_samples, LEAST_SAMPLES)
-    first = reconstruct(program, batch, draw="sample", seed=seed)
+    first = redrawn(program, batch, seed=seed)
     name = _chosen(first, field)
     seen = batch[name]
-    if first[name].shape != seen.shape:
-        raise CannotTell(
-            f"the model's {name!r} has shape {tuple(first[name].shape)} and the data have "
-            f"{tuple(seen.shape)}: replicates cannot be compared with them"
-        )
+    where = _where(first[name], seen)
     if statistics is None:
-        idle = [*OF_RANGE] if len(seen.unique()) <= 2 else []
-        idle += OF_PARTS if seen[0].numel() == 1 else ()
-        statistics = {n: f for n, f in STATISTICS.items() if n not in idle}
+        statistics = _fitting(seen, where)
     elif not statistics:
         raise PplError("statistics is empty: give {'name': function of a data set (B, ...)}")
     observed = {n: _number(n, f, seen) for n, f in statistics.items()}
     values: dict[str, list[float]] = {n: [] for n in statistics}
     for i in range(num_samples):
         # Seeds far apart: those of other draws from the same program stay others.
-        drawn = reconstruct(program, batch, draw="sample", seed=seed * 1_000_003 + i)[name]
+        drawn = replicate(redrawn(program, batch, seed=seed * 1_000_003 + i)[name], seen)
         for n, f in statistics.items():
             values[n].append(_number(n, f, drawn))
     replicated = {n: np.array(v) for n, v in values.items()}
@@ -163,7 +163,7 @@ def two_sided(drawn: np.ndarray, observed: float) -> float:
     return min(1.0, 2 * min(above, below) / count)
 
 
-def _chosen(observed: Mapping[str, Tensor], field: str | None) -> str:
+def _chosen(observed: Mapping[str, Site], field: str | None) -> str:
     if field is not None and field not in observed:
         raise UnknownNameError("observed field", field, observed)
     if not observed:
@@ -175,6 +175,31 @@ def _chosen(observed: Mapping[str, Tensor], field: str | None) -> str:
             return "x"
         raise PplError(f"which field? The model observes: {', '.join(observed)}")
     return field if field is not None else next(iter(observed))
+
+
+def _where(site: Site, seen: Tensor) -> Tensor:
+    """Which of the data count, (B, ...).
+
+    Raises:
+        CannotTell: none, or replicates have another shape.
+    """
+    if site["value"].shape != seen.shape:
+        raise CannotTell(
+            f"the model's {site['name']!r} has shape {tuple(site['value'].shape)} and the data "
+            f"have {tuple(seen.shape)}: replicates cannot be compared with them"
+        )
+    where = counted(site).expand(seen.shape)
+    if not where.any():
+        raise CannotTell(f"all of {site['name']!r} is masked, so there is nothing to be compared")
+    return where
+
+
+def _fitting(seen: Tensor, where: Tensor) -> dict[str, Statistic]:
+    """Those of :data:`STATISTICS` that say something of these data (B, ...)."""
+    idle = [*OF_RANGE] if len(seen[where].unique()) <= 2 else []
+    idle += OF_PARTS if seen[0].numel() == 1 or len(seen) == 1 else ()
+    idle += OF_MANY if seen.numel() == 1 else ()
+    return {n: f for n, f in STATISTICS.items() if n not in idle}
 
 
 def _number(name: str, statistic: Statistic, data: Tensor) -> float:

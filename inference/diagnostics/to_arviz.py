@@ -79,8 +79,8 @@ def to_arviz(
 
     Raises:
         CannotTell: nothing is latent.
-        PplError: no data, an unknown group or dimension, coordinates of another length, or a file
-            that exists.
+        PplError: no data, an unknown group or dimension, coordinates of another length, a name that
+            is a dimension's, or a file that exists.
         ProgramError: the sites cannot be told apart by datum, or a site changes its shape.
     """
     program = as_program(source)
@@ -101,6 +101,7 @@ def to_arviz(
         seed=seed,
     )
     first = next(blocks)
+    _check_names(first)
     epochs = history(source)
     named = _coords(coords or {}, first, batch_size(batch))
     named["epoch"] = np.array([row.get("epoch", i + 1) for i, row in enumerate(epochs)])
@@ -200,20 +201,22 @@ def _put_prior(
 ) -> dict[str, str]:
     """What the prior gives, or a note why there is none."""
     start = 0
-    try:
-        for block in blocks:
-            for name, part in block.values.items():
-                group = "prior_predictive" if name in posterior.observed else "prior"
-                lead = (posterior.plate,) if name in block.local else ()
-                dims = lead + tuple(_plain(dim) for dim in block.dims[name])
-                wanted.put(group, name, dims, part, start, total)
-            start += len(next(iter(block.values.values())))
-    except Exception as error:  # whatever a model makes of no data
-        if start:
-            raise
-        reason = str(error) if isinstance(error, PplError) else describe(error)
-        return {"prior_left_out": without_shapes(reason)}
-    return {}
+    while True:
+        try:
+            block = next(blocks, None)
+        except Exception as error:  # whatever a model makes of no data
+            if start:
+                raise
+            reason = str(error) if isinstance(error, PplError) else describe(error)
+            return {"prior_left_out": without_shapes(reason)}
+        if block is None:
+            return {}
+        for name, part in block.values.items():
+            group = "prior_predictive" if name in posterior.observed else "prior"
+            lead = (posterior.plate,) if name in block.local else ()
+            dims = lead + tuple(_plain(dim) for dim in block.dims[name])
+            wanted.put(group, name, dims, part, start, total)
+        start += len(next(iter(block.values.values())))
 
 
 def _put_history(wanted: _Wanted, rows: list[dict[str, Any]]) -> None:
@@ -233,6 +236,25 @@ def _check_groups(leave_out: Collection[str]) -> None:
     for name in leave_out:
         if name not in GROUPS[1:]:
             raise UnknownNameError("group to leave out", name, GROUPS[1:])
+
+
+def _check_names(draws: Draws) -> None:
+    """Refuse plates and sites whose names are those of other dimensions.
+
+    Pyro has no site that is named as a plate of the program.
+    """
+    dims = {draws.plate, *(dim for name in draws.dims for dim in _dims(draws, name))}
+    for kind, names, taken in (
+        ("plate", dims, {*SAMPLES, "epoch"}),
+        ("site", map(_plain, draws.dims), {*SAMPLES, *dims}),
+    ):
+        for name in names:
+            if name in taken:
+                shown = ", ".join(sorted({*SAMPLES, *dims}))
+                raise PplError(
+                    f"a {kind} of the program is named {name!r}, as a dimension is that is not its "
+                    f"own (dimensions: {shown}); rename the {kind}, in model and guide"
+                )
 
 
 def _coords(

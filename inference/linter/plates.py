@@ -122,7 +122,7 @@ def data(seen: Sighting) -> Iterator[Lint]:
                 continue  # said by `loops`
             batch, event = (tuple(s) for s in (site["fn"].batch_shape, site["fn"].event_shape))
             at = seen.place(role, name)
-            if rows in batch:
+            if _of_rows(seen, role, name):
                 stray = True
                 yield NO_DATA_PLATE.broken(f"batch shape {batch}, and no plate", **at)
             elif event[:1] == (rows,) and (site["is_observed"] or seen.plate is None):
@@ -141,6 +141,23 @@ def data(seen: Sighting) -> Iterator[Lint]:
             data_plate(seen.model.trace, rows)
         except ProgramError as error:
             yield NO_DATA_PLATE.broken(str(error), role="model")
+
+
+def _of_rows(seen: Sighting, role: str, name: str) -> bool:
+    """Whether the batch of a site in no plate is that of the data.
+
+    Beside a data plate it may be what all data share, and of as many entries by chance.
+    """
+    batch = seen.roles[role].sites[name]["fn"].batch_shape
+    if seen.rows not in batch or seen.plate is None:
+        return seen.rows in batch
+    again = seen.on_one_more.roles[role].sites.get(name)
+    return again is None or again["fn"].batch_shape != batch
+
+
+def _is_shared(seen: Sighting, role: str, name: str) -> bool:
+    """Whether a site in no plate is one of all data, so far as can be told."""
+    return seen.plate is not None and not _of_rows(seen, role, name)
 
 
 def loops(seen: Sighting) -> Iterator[Lint]:
@@ -167,7 +184,7 @@ def shapes(seen: Sighting) -> Iterator[Lint]:
             claimed = {dim for _, dim, _ in _plates(site)}
             batch = tuple(site["fn"].batch_shape)
             free = [d for d in range(-len(batch), 0) if d not in claimed and batch[d] > 1]
-            if free and claimed:
+            if free and (claimed or _is_shared(seen, role, name)):
                 yield UNCLAIMED.broken(
                     f"batch shape {batch}, of which dim(s) {', '.join(map(str, free))} are in no "
                     f"plate (plates: {_plates(site)}); the value has shape "

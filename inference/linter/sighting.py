@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,12 @@ class Sighting:
 
     def _replayed(self, model: Callable[..., Any]) -> Any:
         return poutine.replay(model, trace=self.guide.trace)(self.batch, **self.options)
+
+    @cached_property
+    def on_one_more(self) -> Sighting:
+        """The same program on B + 1 data, the first of them twice."""
+        more = {name: torch.cat([value, value[:1]]) for name, value in self.batch.items()}
+        return Sighting(self.copy(), self.copy, more, {"num_data": self.rows + 1}, self.estimator)
 
     @property
     def rows(self) -> int:

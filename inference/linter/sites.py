@@ -136,7 +136,8 @@ def observations(seen: Sighting) -> Iterator[Lint]:
     """What the model observes, and under which name."""
     for name, site in seen.observed.items():
         field = next((f for f, v in seen.batch.items() if v is site["value"]), name)
-        if field != name:
+        halves = {f"{field}_observed", f"{field}_unobserved"} <= seen.model.sites.keys()
+        if field != name and not (halves and name == f"{field}_observed"):  # obs_mask makes both
             yield MISNAMED.broken(
                 f"site {name!r} observes the field {field!r}; name it {field!r}, for samples and "
                 "reconstructions are found by name",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inference.diagnostics.bits import QuickBits, bit_probs, draw_bits
+from ppl_models import PplError
 
 NUM = 2**20
 PROBS = (1e-3, 1 / 256 - 1e-3, 1 / 256, 0.1234, 0.5, 0.5 + 1 / 512, 255.5 / 256, 1 - 1e-3)
@@ -34,6 +35,19 @@ def test_what_is_certain_is_so_and_shapes_are_kept():
     assert draw_bits(certain).equal(certain.to(torch.int8))
     assert draw_bits(torch.tensor(1.0)).equal(torch.tensor(1, dtype=torch.int8))
     assert draw_bits(torch.zeros(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -0.05, 1.001, float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_no_probability_is_refused(wrong, dtype):
+    """As Bernoulli does itself; one of many is enough."""
+    probs = torch.full((3, 5), 0.5, dtype=dtype)
+    probs[1, 2] = wrong
+    with pytest.raises(PplError, match=r"must be in \[0, 1\], got (nan|numbers from)"):
+        draw_bits(probs)
+    fn = dist.Bernoulli(probs, validate_args=False)
+    with QuickBits(), pytest.raises(PplError, match="of bits"):
+        pyro.sample("bit", fn)
 
 
 def test_only_plain_bits_are_drawn_so():

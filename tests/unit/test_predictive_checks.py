@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from posterior_programs import Conjugate, SharedMean, normal_data
 from programs import WithoutLatents, tiny_images, tiny_vae
+from pyro import poutine
 
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.predictive import predictive_check, two_sided
-from ppl_models import PplError, UnknownNameError
+from inference.diagnostics.replicates import counted
+from ppl_models import PplError, Program, UnknownNameError
 
 X = normal_data(60)
+ELEMENTS = torch.rand(60, 4, generator=torch.Generator().manual_seed(1)) < 0.6
+ROWS = ELEMENTS[:, 0]
+
+
+def masked(within=None, around=None, transform=None):
+    """x | z ~ N(z, 1)⁴, z ~ N(3, 1), with masks; the guide is the posterior under ELEMENTS."""
+
+    def model(x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(3.0, 1.0))
+            fn = dist.Normal(z.unsqueeze(-1).expand(-1, 4), 1.0)
+            fn = fn if within is None else fn.mask(within)
+            fn = fn if transform is None else dist.TransformedDistribution(fn, [transform])
+            with nullcontext() if around is None else poutine.mask(mask=around):
+                pyro.sample("x", fn.to_event(1), obs=x)
+
+    def guide(x):
+        scale = (1 + ELEMENTS.sum(1)) ** -0.5
+        with pyro.plate("data", len(x), dim=-1):
+            loc = (3 + torch.where(ELEMENTS, x, 0.0).sum(1)) * scale**2
+            pyro.sample("z", dist.Normal(loc, scale))
+
+    return Program(model, guide)
+
+
+def filled(hidden):
+    """Data of the model (60, 4), with zeros where something is hidden."""
+    noise = torch.randn(60, 5, generator=torch.Generator().manual_seed(2))
+    return torch.where(hidden, 0.0, 3 + noise[:, :1] + noise[:, 1:])
 
 
 def test_the_p_value_is_twice_the_smaller_tail():
@@ -52,6 +87,53 @@ def test_a_users_statistic_is_asked():
 def test_bits_are_asked_what_makes_sense_of_them():
     found = predictive_check(tiny_vae(), {"x": tiny_images(20)}, num_samples=40)
     assert set(found.p_values) == {"mean", "sd", "sd of data's means"}
+
+
+def test_one_datum_has_no_spread():
+    """Warnings of a spread of one number are errors here."""
+    (one,) = predictive_check(Conjugate(), {"x": X[:1]}, num_samples=40).p_values
+    assert one == "mean"
+    found = predictive_check(tiny_vae("normal"), {"x": torch.rand(1, 1, 4, 4)}, num_samples=40)
+    assert set(found.p_values) == {"mean", "sd", "smallest", "largest"}
+
+
+MASKS = {
+    "within": ({"within": ELEMENTS}, ELEMENTS),
+    "around": ({"around": ROWS}, ROWS[:, None]),
+    "both": ({"within": ELEMENTS[0], "around": ROWS}, ELEMENTS[0] & ROWS[:, None]),
+    "neither": ({"within": True}, torch.tensor([[True]])),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_masks_are_read_element_by_element(case):
+    options, expected = MASKS[case]
+    trace = poutine.trace(masked(**options).run_model).get_trace({"x": filled(~ELEMENTS)})
+    site = trace.nodes["x"]
+    found = counted(site)
+    assert found.expand(60, 4).equal(expected.expand(60, 4))
+
+
+def test_what_a_mask_hides_is_not_compared():
+    """By the exact posterior of what is seen: zeros are where 4 in 10 are hidden."""
+    x = filled(~ELEMENTS)
+    found = predictive_check(masked(within=ELEMENTS), {"x": x}, num_samples=60)
+    assert all(check.verdict == "ok" for check in found.checks())
+    as_seen = {"hidden": lambda data: (data[~ELEMENTS] != 0).sum()}
+    none = predictive_check(masked(within=ELEMENTS), {"x": x}, statistics=as_seen, num_samples=40)
+    assert (none.replicated["hidden"] == 0).all()
+    unmasked = predictive_check(masked(), {"x": x}, num_samples=60)
+    assert unmasked.p_values["mean"] < 0.05
+
+
+def test_masks_that_cannot_be_read_or_hide_all_are_no_answer():
+    double = dist.transforms.AffineTransform(0.0, 2.0)
+    x = {"x": filled(~ELEMENTS)}
+    with pytest.raises(CannotTell, match="a mask within TransformedDistribution does not tell"):
+        predictive_check(masked(within=ELEMENTS, transform=double), x)
+    assert predictive_check(masked(within=True, transform=double), x, num_samples=40)
+    with pytest.raises(CannotTell, match="all of 'x' is masked"):
+        predictive_check(masked(around=False), x)
 
 
 def test_what_cannot_be_asked_is_told():
