@@ -26,12 +26,13 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from scipy import stats
 from torch import Tensor
 
-from inference.densities import Plate, data_plate, has_global_latents, is_local
+from inference.densities import Plate, data_plate, is_local
 from inference.devices import isolated_rng
 from inference.diagnostics.chains import run_chains
 from inference.diagnostics.check import CannotTell, Check, cannot_tell
 from inference.diagnostics.columns import full_value, row_axis
 from inference.diagnostics.fixed import fixed_parameters
+from inference.diagnostics.weighing import refuse_part
 from inference.elbo.traces import Site, Traces, run_traces, sample_sites
 from inference.plotting.nuts import posterior_intervals
 from inference.sites import is_discrete
@@ -165,6 +166,7 @@ def against_nuts(
     program: object,
     batch: Batch,
     *,
+    max_data: int | None = None,
     num_data: int | None = None,
     num_samples: int = 500,
     warmup: int = 300,
@@ -179,8 +181,10 @@ def against_nuts(
     Args:
         program: any object with ``model`` and ``guide``.
         batch: fields (B, ...); of a program with global latents, all data that its guide is of.
-        num_data: the first so many are taken, five when left out; of a program with global
-            latents or with an autoguide, all.
+        max_data: at most the first so many are taken, five when left out; of a program with
+            global latents or with an autoguide, all.
+        num_data: size of the data set that the guide of global latents was fitted to; the batch
+            is all of it when left out.
         num_samples: of each chain of NUTS.
         warmup: its steps before.
         num_chains: the first starts from the guide.
@@ -194,9 +198,9 @@ def against_nuts(
         An :class:`AgainstNuts`; its checks cannot tell where the chains are not to be believed.
 
     Raises:
-        CannotTell: no real-valued latent stands in model and guide, the guide is a point, or NUTS
-            cannot run the model.
-        PplError: ``num_data`` is fewer than the guide is of.
+        CannotTell: no real-valued latent stands in model and guide, the guide is a point, the
+            batch is a part of what a global posterior is about, or NUTS cannot run the model.
+        PplError: ``max_data`` is fewer than the guide is of.
     """
     num_samples = whole_number("num_samples", num_samples, 20)
     warmup, num_chains = whole_number("warmup", warmup), whole_number("num_chains", num_chains)
@@ -205,7 +209,7 @@ def against_nuts(
         raise UnknownNameError("starts", starts, STARTS)
     program = as_program(program)
     with evaluation_mode(program), isolated_rng(seed), program.scope():
-        batch, shared = _part(program, batch, num_data)
+        batch, shared = _part(program, batch, max_data, num_data)
         with torch.no_grad():
             runs = [
                 run_traces(program.run_model, program.run_guide, (batch,), {})
@@ -232,20 +236,27 @@ def against_nuts(
     return _compare(tuple(names), nuts, draws, chains.divergences)
 
 
-def _part(program: Program, batch: Batch, num_data: int | None) -> tuple[Batch, bool]:
+def _part(
+    program: Program, batch: Batch, max_data: int | None, num_data: int | None
+) -> tuple[Batch, bool]:
     """The data that are taken, and whether the guide must be run once a draw."""
     auto = any(isinstance(module, AutoGuide) for module in program.modules())
     with torch.no_grad():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
-    whole = auto or has_global_latents(traces, batch_size(batch))
     size = batch_size(batch)
-    if whole and num_data not in (None, size):
+    plate = data_plate(traces.model, size)
+    shared = [name for name, site in sample_sites(traces.guide) if not is_local(site, plate)]
+    if shared:
+        refuse_part(shared, size, num_data)
+    whole = auto or bool(shared)
+    usual = size if whole else FEW
+    most = usual if max_data is None else whole_number("max_data", max_data)
+    if whole and most < size:
         raise PplError(
-            f"num_data={num_data}, but the guide is of all the {size} data given: it has global "
-            "latents, or parameters for each of them. Leave num_data out"
+            f"max_data={most}, but the guide is of all the {size} data given: it has global "
+            "latents, or parameters for each of them. Leave max_data out"
         )
-    taken = size if whole else min(size, whole_number("num_data", num_data or FEW))
-    return {name: value[:taken] for name, value in batch.items()}, whole
+    return {name: value[:most] for name, value in batch.items()}, whole
 
 
 def _compared(traces: Traces) -> dict[str, Site]:

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import CorrCholeskyTransform
 
+from inference import diagnose
 from inference.diagnostics import potential
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
@@ -61,7 +62,7 @@ def test_the_exact_posterior_agrees_and_beta_is_no_part_of_it():
     program = Correlated(beta=0.1).train()
     x = torch.randn(9, 2)
     before = torch.get_rng_state()
-    found = against_nuts(program, {"x": x}, num_data=2, **LONGER)
+    found = against_nuts(program, {"x": x}, max_data=2, **LONGER)
     assert found.names == ("z[0, 0]", "z[0, 1]", "z[1, 0]", "z[1, 1]")
     se = float((1 / found.ess.min()).sqrt())
     assert torch.allclose(found.nuts_mean.float(), x[:2].flatten() / 2, atol=5 * se)
@@ -96,8 +97,17 @@ def test_a_global_latent_of_the_whole_batch():
     assert float(found.nuts_mean) == pytest.approx(float(x.sum()) / 21, abs=0.1)
     assert float(found.nuts_sd) == pytest.approx(math.sqrt(1 / 21), rel=0.3)
     assert verdicts(found)["nuts_sd"] == "bad"  # the guide is where it starts, N(0, 1)
-    with pytest.raises(PplError, match="Leave num_data out"):
-        against_nuts(program, {"x": x}, num_data=3)
+    with pytest.raises(PplError, match="Leave max_data out"):
+        against_nuts(program, {"x": x}, max_data=3)
+    with pytest.raises(CannotTell, match="about all 50 data, and 20 were given"):
+        against_nuts(program, {"x": x}, num_data=50)
+
+
+def test_the_size_of_the_data_set_says_nothing_of_how_many_data_are_compared():
+    few = {"num_samples": 20, "warmup": 5, "num_draws": 20}
+    data = {"x": torch.randn(12, 2)}
+    found = diagnose(Correlated(), data, num_data=1000, checks="nuts", nuts=few)
+    assert len(found.findings["nuts"].names) == 5 * 2
 
 
 def mixture(x):
