@@ -19,8 +19,9 @@ from torch.distributions import CorrCholeskyTransform
 
 from inference import diagnose
 from inference.diagnostics import potential
+from inference.diagnostics.agreement import AgainstNuts, compare
 from inference.diagnostics.check import CannotTell
-from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
+from inference.diagnostics.nuts import against_nuts
 from inference.diagnostics.potential import traced
 from ppl_models import Program
 from ppl_models.errors import PplError, UnknownNameError
@@ -179,13 +180,13 @@ def test_discrete_latents_alone_cannot_be_compared(program):
 
 def test_chains_that_disagree_cannot_tell():
     apart = torch.randn(2, 100, 1) + torch.tensor([0.0, 5.0]).reshape(2, 1, 1)
-    found = _compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
+    found = compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
     assert isinstance(found, AgainstNuts)
     assert set(verdicts(found).values()) == {"cannot tell"}
     assert "R-hat" in found.checks()[0].message
     fine = torch.randn(2, 400, 1).double()
-    assert _compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
-    assert "diverged" in _compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
+    assert compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
+    assert "diverged" in compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
 
 
 class WithParameters(nn.Module):
