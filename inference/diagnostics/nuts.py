@@ -27,7 +27,7 @@ from inference.diagnostics.columns import full_value, row_axis
 from inference.diagnostics.fixed import fixed_parameters
 from inference.diagnostics.weighing import refuse_part
 from inference.elbo.traces import Site, Traces, run_traces, sample_sites
-from inference.sites import is_discrete
+from inference.sites import hides, is_discrete
 from inference.weights import batch_size, evaluation_mode, repeat
 from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Batch, Program, as_program
@@ -72,8 +72,9 @@ def against_nuts(
         An :class:`AgainstNuts`; its checks cannot tell where the chains are not to be believed.
 
     Raises:
-        CannotTell: no real-valued latent stands in model and guide, the guide is a point, the
-            batch is a part of what a global posterior is about, or NUTS cannot run the model.
+        CannotTell: no real-valued latent stands in model and guide, one is masked, the guide is a
+            point, the batch is a part of what a global posterior is about, or NUTS cannot run the
+            model.
         PplError: ``max_data`` is fewer than the guide is of.
     """
     num_samples = whole_number("num_samples", num_samples, 20)
@@ -136,11 +137,18 @@ def _part(
 def _compared(traces: Traces) -> dict[str, Site]:
     """Real-valued latents of the model that the guide has too."""
     guide = dict(sample_sites(traces.guide))
-    found = {
-        name: guide[name]
+    latents = {
+        name: site
         for name, site in sample_sites(traces.model)
-        if name in guide and not site["is_observed"] and not is_discrete(site["fn"])
+        if not site["is_observed"] and not is_discrete(site["fn"])
     }
+    for name, site in latents.items():
+        if hides(site):
+            raise CannotTell(
+                f"a mask takes entries of the latent {name!r} out of the model: they have a flat "
+                "density, which NUTS cannot draw from. Give data of which every entry counts"
+            )
+    found = {name: guide[name] for name in latents if name in guide}
     if not found:
         raise CannotTell("no real-valued latent stands both in the model and in the guide")
     return found

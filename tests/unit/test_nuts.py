@@ -178,6 +178,29 @@ def test_discrete_latents_alone_cannot_be_compared(program):
         against_nuts(program, {"x": torch.randn(3)})
 
 
+@pytest.mark.parametrize("of_site", [True, False])
+def test_latents_that_a_mask_takes_out_cannot_be_drawn(of_site):
+    def latent(loc, there):
+        fn = dist.Normal(loc, 1.0)
+        with poutine.mask(mask=there if of_site else True):
+            return pyro.sample("z", fn if of_site else fn.mask(there))
+
+    def model(x, there):
+        with pyro.plate("data", len(x), dim=-1):
+            z = latent(torch.zeros(len(x)), there)
+            pyro.sample("x", dist.Normal(z, 1.0).mask(there), obs=x)
+
+    def guide(x, there):
+        with pyro.plate("data", len(x), dim=-1):
+            latent(x / 2, there)
+
+    data = {"x": torch.randn(3), "there": torch.tensor([True, True, False])}
+    few = {"num_samples": 20, "warmup": 5, "num_draws": 20}
+    with pytest.raises(CannotTell, match="a mask takes entries of the latent 'z' out"):
+        against_nuts(Program(model, guide), data, **few)
+    assert len(against_nuts(Program(model, guide), data, max_data=2, **few).names) == 2
+
+
 def test_chains_that_disagree_cannot_tell():
     apart = torch.randn(2, 100, 1) + torch.tensor([0.0, 5.0]).reshape(2, 1, 1)
     found = compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
