@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,3 +88,12 @@ def is_partial(fn: Any) -> bool:
 def is_point(fn: Any) -> bool:
     """Whether a distribution is a point mass, which has no score function."""
     return isinstance(innermost(fn), Delta)
+
+
+def hides(site: Mapping[str, Any]) -> bool:
+    """Whether a mask takes entries of a site out of its density: its own, or its distribution's."""
+    fn, masks = site["fn"], [site["mask"]]
+    while hasattr(fn, "base_dist"):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    return not all(mask is None or bool(torch.as_tensor(mask).all()) for mask in masks)

@@ -1,5 +1,6 @@
 """Whether to believe a posterior: draws for ArviZ, and checks with verdicts."""
 
+from inference.diagnostics.agreement import AgainstNuts
 from inference.diagnostics.check import VERDICTS, CannotTell, Check, Finding
 from inference.diagnostics.diagnose import REGISTRY, Diagnostic, diagnose
 from inference.diagnostics.diagnosis import Diagnosis
@@ -9,7 +10,7 @@ from inference.diagnostics.gaps import Gaps, inference_gaps
 from inference.diagnostics.importance import ImportanceWeights, importance_weights
 from inference.diagnostics.label_calibration import LabelCalibration, label_calibration
 from inference.diagnostics.loo import LeaveOneOut, leave_one_out
-from inference.diagnostics.nuts import AgainstNuts, against_nuts
+from inference.diagnostics.nuts import against_nuts
 from inference.diagnostics.predictive import PredictiveCheck, predictive_check
 from inference.diagnostics.sbc import Calibration, simulation_based_calibration
 from inference.diagnostics.surgery import Surgery, elbo_surgery

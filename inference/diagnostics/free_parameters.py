@@ -1,7 +1,7 @@
 """A guide whose distributions have parameters of their own for every datum.
 
 Each parameter of a local site's distribution is moved by an offset in unconstrained space, zero at
-first; a loc in units of the distribution's standard deviation. A site whose parameters depend on
+first; a loc in units of the distribution's scale. A site whose parameters depend on
 latents drawn before keeps that dependence, and its offsets are of what is left.
 
 Shapes: S particles, B data.
@@ -113,7 +113,7 @@ class Freed(Messenger):
         offset = torch.cat([self.offsets[name, self._count]] * self.num_particles, self._axis)
         self._count += 1
         if parameter == "loc":
-            return value + fn.stddev.detach() * offset
+            return value + _unit(fn) * offset
         to = _bijection(constraint)
         return to(to.inv(value) + offset)
 
@@ -122,6 +122,15 @@ class Freed(Messenger):
         if name in self.sites:
             self._count, self._axis = 0, self._row_axis(msg["fn"])
             msg["fn"] = rebuilt(msg["fn"], partial(self._moved, name))
+
+
+def _unit(fn: Any) -> Tensor:
+    """Of a loc: the scale of the family (a log-normal's is of log z), else the standard deviation,
+    else one, as where heavy tails have none.
+    """
+    scale = getattr(fn, "scale", None)
+    unit = fn.stddev if scale is None else scale
+    return torch.where(unit.isfinite(), unit, 1.0).detach()
 
 
 def _bijection(constraint: Any) -> Any:

@@ -38,7 +38,7 @@ from ppl_models.program import Batch, Program, as_program
 
 PARTICLES = 16
 LEARNING_RATE = 0.1
-"""In standard deviations of q, for its loc."""
+"""In scales of q, for its loc."""
 ROUNDS = 6
 TOLERANCE = 0.005
 """Nats per datum that another round must bring to be followed by one more."""

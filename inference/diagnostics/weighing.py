@@ -137,14 +137,22 @@ def weigh(
             )
         if not first.global_sites:
             return _per_datum(program, batch, num_samples, first)
-        rows = batch_size(batch)
-        if num_data is not None and num_data > rows:
-            raise CannotTell(
-                f"the posterior of {_names(first.global_sites)} is about all {num_data} data, and "
-                f"{rows} were given; counted {num_data / rows:.3g} times over, these would have "
-                "another posterior, off by many of its standard deviations. Give all of the data"
-            )
+        refuse_part(first.global_sites, batch_size(batch), num_data)
         return _over_all_data(program, batch, num_samples, first, inner)
+
+
+def refuse_part(global_sites: list[str], rows: int, num_data: int | None) -> None:
+    """Refuse a batch that is a part of the data that a global posterior is about.
+
+    Raises:
+        CannotTell: so it is.
+    """
+    if num_data is not None and num_data > rows:
+        raise CannotTell(
+            f"the posterior of {_names(global_sites)} is about all {num_data} data, and "
+            f"{rows} were given; counted {num_data / rows:.3g} times over, these would have "
+            "another posterior, off by many of its standard deviations. Give all of the data"
+        )
 
 
 def no_latents(program: Program) -> str:

@@ -11,6 +11,7 @@ from pyro.nn import PyroModule, pyro_method
 
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.gaps import inference_gaps
+from ppl_models import Program
 from ppl_models.vae import VAE
 
 # Columns that are not orthogonal: the posterior is correlated, and a diagonal q falls short of it.
@@ -127,3 +128,43 @@ def test_a_point_guide_has_no_gaps():
     program = VAE((1, 4, 4), 2, (8,), "bernoulli", posterior="point")
     with pytest.raises(CannotTell, match="a point"):
         inference_gaps(program, {"x": tiny_images(6)})
+
+
+@pytest.mark.parametrize("logarithms", [False, True])
+def test_a_log_normal_is_refitted_as_well_as_its_logarithm(logarithms):
+    """log z ~ N(9, 1), x ~ N(log z, 1), the prior as guide: its gap is KL(prior | posterior)."""
+    family = dist.LogNormal if logarithms else dist.Normal
+
+    def model(x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", family(9.0, 1.0))
+            return pyro.sample("x", dist.Normal(z.log() if logarithms else z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", family(9 + 0 * x, 1.0))
+
+    x = 9 + torch.linspace(-2, 2, 6)
+    found = inference_gaps(Program(model, guide), {"x": x}, num_draws=400, steps=60)
+    prior, posterior = dist.Normal(9 + 0 * x, 1.0), dist.Normal((x + 9) / 2, 0.5**0.5)
+    exact = torch.distributions.kl_divergence(prior, posterior)
+    assert found.converged
+    assert float(found.approximation.mean()) == pytest.approx(0, abs=0.05)
+    error = 5 * found.amortization_se + 0.02
+    assert float(found.amortization.mean()) == pytest.approx(float(exact.mean()), abs=error)
+
+
+def test_a_guide_without_a_variance_is_refitted():
+    def model(x=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            z = pyro.sample("z", dist.StudentT(2.0, 0.0, 1.0))
+            return pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.StudentT(2.0, x, 1.0))
+
+    x = torch.linspace(-2, 2, 5)
+    found = inference_gaps(Program(model, guide), {"x": x}, num_draws=100, steps=20)
+    assert bool(found.refitted.isfinite().all())
+    assert float(found.amortization.mean()) > 0

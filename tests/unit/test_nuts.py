@@ -17,9 +17,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import CorrCholeskyTransform
 
+from inference import diagnose
 from inference.diagnostics import potential
+from inference.diagnostics.agreement import AgainstNuts, compare
 from inference.diagnostics.check import CannotTell
-from inference.diagnostics.nuts import AgainstNuts, _compare, against_nuts
+from inference.diagnostics.nuts import against_nuts
 from inference.diagnostics.potential import traced
 from ppl_models import Program
 from ppl_models.errors import PplError, UnknownNameError
@@ -61,7 +63,7 @@ def test_the_exact_posterior_agrees_and_beta_is_no_part_of_it():
     program = Correlated(beta=0.1).train()
     x = torch.randn(9, 2)
     before = torch.get_rng_state()
-    found = against_nuts(program, {"x": x}, num_data=2, **LONGER)
+    found = against_nuts(program, {"x": x}, max_data=2, **LONGER)
     assert found.names == ("z[0, 0]", "z[0, 1]", "z[1, 0]", "z[1, 1]")
     se = float((1 / found.ess.min()).sqrt())
     assert torch.allclose(found.nuts_mean.float(), x[:2].flatten() / 2, atol=5 * se)
@@ -96,8 +98,17 @@ def test_a_global_latent_of_the_whole_batch():
     assert float(found.nuts_mean) == pytest.approx(float(x.sum()) / 21, abs=0.1)
     assert float(found.nuts_sd) == pytest.approx(math.sqrt(1 / 21), rel=0.3)
     assert verdicts(found)["nuts_sd"] == "bad"  # the guide is where it starts, N(0, 1)
-    with pytest.raises(PplError, match="Leave num_data out"):
-        against_nuts(program, {"x": x}, num_data=3)
+    with pytest.raises(PplError, match="Leave max_data out"):
+        against_nuts(program, {"x": x}, max_data=3)
+    with pytest.raises(CannotTell, match="about all 50 data, and 20 were given"):
+        against_nuts(program, {"x": x}, num_data=50)
+
+
+def test_the_size_of_the_data_set_says_nothing_of_how_many_data_are_compared():
+    few = {"num_samples": 20, "warmup": 5, "num_draws": 20}
+    data = {"x": torch.randn(12, 2)}
+    found = diagnose(Correlated(), data, num_data=1000, checks="nuts", nuts=few)
+    assert len(found.findings["nuts"].names) == 5 * 2
 
 
 def mixture(x):
@@ -167,15 +178,38 @@ def test_discrete_latents_alone_cannot_be_compared(program):
         against_nuts(program, {"x": torch.randn(3)})
 
 
+@pytest.mark.parametrize("of_site", [True, False])
+def test_latents_that_a_mask_takes_out_cannot_be_drawn(of_site):
+    def latent(loc, there):
+        fn = dist.Normal(loc, 1.0)
+        with poutine.mask(mask=there if of_site else True):
+            return pyro.sample("z", fn if of_site else fn.mask(there))
+
+    def model(x, there):
+        with pyro.plate("data", len(x), dim=-1):
+            z = latent(torch.zeros(len(x)), there)
+            pyro.sample("x", dist.Normal(z, 1.0).mask(there), obs=x)
+
+    def guide(x, there):
+        with pyro.plate("data", len(x), dim=-1):
+            latent(x / 2, there)
+
+    data = {"x": torch.randn(3), "there": torch.tensor([True, True, False])}
+    few = {"num_samples": 20, "warmup": 5, "num_draws": 20}
+    with pytest.raises(CannotTell, match="a mask takes entries of the latent 'z' out"):
+        against_nuts(Program(model, guide), data, **few)
+    assert len(against_nuts(Program(model, guide), data, max_data=2, **few).names) == 2
+
+
 def test_chains_that_disagree_cannot_tell():
     apart = torch.randn(2, 100, 1) + torch.tensor([0.0, 5.0]).reshape(2, 1, 1)
-    found = _compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
+    found = compare(("z",), apart.double(), torch.randn(100, 1).double(), 0)
     assert isinstance(found, AgainstNuts)
     assert set(verdicts(found).values()) == {"cannot tell"}
     assert "R-hat" in found.checks()[0].message
     fine = torch.randn(2, 400, 1).double()
-    assert _compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
-    assert "diverged" in _compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
+    assert compare(("z",), fine, torch.randn(100, 1).double(), 0).trouble is None
+    assert "diverged" in compare(("z",), fine, torch.randn(100, 1).double(), 50).trouble
 
 
 class WithParameters(nn.Module):
