@@ -37,16 +37,14 @@ def counted(site: Site) -> Tensor:
     Raises:
         CannotTell: a mask is where it cannot be read, such as under a transform.
     """
-    found = _of_elements(site["mask"], site["fn"])
-    for fn in _masked(site["fn"]):
-        found = found & _of_elements(fn._mask, fn)
+    found = torch.ones((), dtype=torch.bool, device=site["value"].device)
+    masks = [(site["mask"], site["fn"]), *((fn._mask, fn) for fn in _masked(site["fn"]))]
+    for mask, fn in masks:
+        if isinstance(mask, Tensor):  # of a batch: (batch..., 1 for each dimension of the event)
+            found = found & mask.reshape(mask.shape + (1,) * len(fn.event_shape))
+        elif mask is False:
+            found = torch.zeros_like(found)
     return found
-
-
-def _of_elements(mask: Tensor | bool | None, fn: Any) -> Tensor:
-    """A mask of a batch as one of values: (batch..., 1 for each dimension of the event)."""
-    found = torch.as_tensor(True if mask is None else mask)
-    return found.reshape(found.shape + (1,) * len(fn.event_shape))
 
 
 def _masked(fn: Any) -> Iterator[MaskedDistribution]:

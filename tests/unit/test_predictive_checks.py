@@ -112,6 +112,9 @@ def test_masks_are_read_element_by_element(case):
     site = trace.nodes["x"]
     found = counted(site)
     assert found.expand(60, 4).equal(expected.expand(60, 4))
+    elsewhere = torch.zeros(60, 4, device="meta")
+    unmasked = {"mask": None, "fn": dist.Normal(elsewhere, 1.0, validate_args=False)}
+    assert counted(unmasked | {"value": elsewhere}).device == elsewhere.device
 
 
 def test_what_a_mask_hides_is_not_compared():
