@@ -26,6 +26,7 @@ from torch import Tensor
 
 from inference.densities import data_plate, densities_of
 from inference.devices import isolated_rng
+from inference.diagnostics.amortized import refusal_of
 from inference.diagnostics.check import CannotTell, Check
 from inference.diagnostics.fixed import fixed_parameters
 from inference.diagnostics.free_parameters import Freed, has_transforms
@@ -167,8 +168,8 @@ def inference_gaps(
         A :class:`Gaps`.
 
     Raises:
-        CannotTell: a latent is global, discrete, a point or summed out, or its distribution does
-            not tell its parameters.
+        CannotTell: a latent is global, discrete, a point or summed out, its distribution does not
+            tell its parameters, or the guide has its own for each datum.
     """
     num_draws = whole_number("num_draws", num_draws, 10)
     steps = whole_number("steps", steps)
@@ -210,6 +211,12 @@ def _free(program: Program, batch: Batch) -> tuple[Freed, tuple[str, ...]]:
             "the model sums a latent out; a refit of the other latents under that sum is not done"
         )
     freed = Freed(traces, data_plate(traces.model, batch_size(batch)))
+    refusal = refusal_of(program, repeat(batch, 2))
+    if refusal is not None:
+        raise CannotTell(
+            f"the guide runs on these data, and fails on the same twice over ({refusal}), as one "
+            "does that has parameters of its own for each datum: it is not amortized"
+        )
     limits = []
     other = dict(sample_sites(runs[1].guide))
     parents = [n for n in sites if len(sites) > 1 and _depends(sites[n], other[n])]

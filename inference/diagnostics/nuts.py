@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from inference.densities import Plate, data_plate, is_local
 from inference.devices import isolated_rng
 from inference.diagnostics.agreement import AgainstNuts, compare
+from inference.diagnostics.amortized import has_autoguide, refusal_of
 from inference.diagnostics.chains import run_chains
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.columns import full_value, row_axis
@@ -28,7 +28,7 @@ from inference.diagnostics.fixed import fixed_parameters
 from inference.diagnostics.weighing import refuse_part
 from inference.elbo.traces import Site, Traces, run_traces, sample_sites
 from inference.sites import hides, is_discrete
-from inference.weights import batch_size, evaluation_mode, repeat
+from inference.weights import batch_size, evaluation_mode, repeat, rows_at_once
 from ppl_models.errors import PplError, UnknownNameError, whole_number
 from ppl_models.program import Batch, Program, as_program
 
@@ -56,7 +56,7 @@ def against_nuts(
         program: any object with ``model`` and ``guide``.
         batch: fields (B, ...); of a program with global latents, all data that its guide is of.
         max_data: at most the first so many are taken, five when left out; of a program with
-            global latents or with an autoguide, all.
+            global latents, an autoguide, or parameters for each datum, all.
         num_data: size of the data set that the guide of global latents was fitted to; the batch
             is all of it when left out.
         num_samples: of each chain of NUTS.
@@ -107,7 +107,7 @@ def against_nuts(
         names += _names(name, rows.shape[2:])
         exact.append(rows.reshape(*rows.shape[:2], -1))
         ours.append(guide[name].reshape(num_draws, -1))
-    nuts, draws = torch.cat(exact, -1).double(), torch.cat(ours, -1).double()
+    nuts, draws = (torch.cat(parts, -1).cpu().double() for parts in (exact, ours))
     return compare(tuple(names), nuts, draws, chains.divergences)
 
 
@@ -115,7 +115,6 @@ def _part(
     program: Program, batch: Batch, max_data: int | None, num_data: int | None
 ) -> tuple[Batch, bool]:
     """The data that are taken, and whether the guide must be run once a draw."""
-    auto = any(isinstance(module, AutoGuide) for module in program.modules())
     with torch.no_grad():
         traces = run_traces(program.run_model, program.run_guide, (batch,), {})
     size = batch_size(batch)
@@ -123,15 +122,24 @@ def _part(
     shared = [name for name, site in sample_sites(traces.guide) if not is_local(site, plate)]
     if shared:
         refuse_part(shared, size, num_data)
-    whole = auto or bool(shared)
-    usual = size if whole else FEW
-    most = usual if max_data is None else whole_number("max_data", max_data)
-    if whole and most < size:
+    usual = FEW if max_data is None else whole_number("max_data", max_data)
+    part = {name: value[:usual] for name, value in batch.items()}
+    if not (shared or _has_rows_of_its_own(program, batch, part)):
+        return part, False
+    if max_data is not None and max_data < size:
         raise PplError(
-            f"max_data={most}, but the guide is of all the {size} data given: it has global "
+            f"max_data={max_data}, but the guide is of all the {size} data given: it has global "
             "latents, or parameters for each of them. Leave max_data out"
         )
-    return {name: value[:most] for name, value in batch.items()}, whole
+    return batch, True
+
+
+def _has_rows_of_its_own(program: Program, batch: Batch, part: Batch) -> bool:
+    """Whether the guide has parameters for each datum, and so runs on just these data."""
+    if has_autoguide(program):
+        return True
+    other = part if batch_size(part) < batch_size(batch) else repeat(batch, 2)
+    return refusal_of(program, other) is not None
 
 
 def _compared(traces: Traces) -> dict[str, Site]:
@@ -164,22 +172,18 @@ def _guide_draws(
     shared: bool,
 ) -> dict[str, Tensor]:
     """By site, (S, ...), with the data first where they have an axis."""
-    if shared:
-        runs: dict[str, list[Tensor]] = {name: [] for name in sites}
-        for _ in range(num_draws):
-            traces = run_traces(program.run_model, program.run_guide, (batch,), {})
-            for name in sites:
-                site = traces.guide.nodes[name]
-                runs[name].append(_rows_first(full_value(site), site, plate, 0))
-        return {name: torch.stack(values) for name, values in runs.items()}
-    wide = repeat(batch, num_draws)
-    traces = run_traces(program.run_model, program.run_guide, (wide,), {})
-    found = {}
-    for name in sites:
-        site = traces.guide.nodes[name]
-        value = _rows_first(full_value(site), site, plate, 0)
-        found[name] = value.unflatten(0, (num_draws, batch_size(batch)))
-    return found
+    size = batch_size(batch)
+    block = 1 if shared else max(1, rows_at_once(batch) // size)
+    runs: dict[str, list[Tensor]] = {name: [] for name in sites}
+    for start in range(0, num_draws, block):
+        count = min(block, num_draws - start)
+        wide = repeat(batch, count)
+        traces = run_traces(program.run_model, program.run_guide, (wide,), {})
+        for name in sites:
+            site = traces.guide.nodes[name]
+            value = _rows_first(full_value(site), site, plate, 0)
+            runs[name].append(value.unsqueeze(0) if shared else value.unflatten(0, (count, size)))
+    return {name: torch.cat(values) for name, values in runs.items()}
 
 
 def _rows_first(value: Tensor, site: Site, plate: Plate, before: int) -> Tensor:

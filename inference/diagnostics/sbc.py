@@ -30,11 +30,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from inference.devices import isolated_rng
+from inference.diagnostics.amortized import check_amortized
 from inference.diagnostics.check import Check
 from inference.diagnostics.simulations import (
     LOG_JOINT,
     Statistic,
-    check_amortized,
     check_statistics,
     ranked,
     simulate,

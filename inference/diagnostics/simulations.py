@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from inference.densities import Plate, data_plate, densities_of, has_global_latents
+from inference.densities import Plate, data_plate, densities_of
 from inference.devices import isolated_rng
+from inference.diagnostics.amortized import HEAD
 from inference.diagnostics.check import CannotTell
 from inference.diagnostics.columns import (
     column_names,
@@ -28,9 +28,8 @@ from inference.diagnostics.columns import (
     row_axis,
     spread_over,
 )
-from inference.elbo.traces import Site, Traces, log_prob_of, run_traces, sample_sites
+from inference.elbo.traces import Site, run_traces, sample_sites
 from inference.sampling import prior_trace
-from inference.sites import is_point
 from inference.weights import batch_size, evaluation_mode, repeat, rows_at_once
 from ppl_models.errors import PplError
 from ppl_models.program import Batch, Program
@@ -40,7 +39,6 @@ Statistic = Callable[[Mapping[str, Tensor], Batch], Tensor]
 LOG_JOINT = "log p(x, z)"
 ROUNDING = 1e-6
 """Relative; log densities that differ by less are taken as equal."""
-HEAD = 8
 
 
 @dataclass
@@ -74,8 +72,10 @@ def simulate(program: Program, num: int, given: Batch | None, seed: int) -> Simu
         for name, site in sample_sites(trace)
         if name in program.fields
     }
-    optional = program.optional_fields - set(fixed)
-    batch = {k: v for k, v in (fixed | drawn).items() if k not in optional}
+    batch = fixed | drawn
+    inferred = [name for name in drawn if name not in fixed and _infers(program, batch, name, seed)]
+    batch = {name: value for name, value in batch.items() if name not in inferred}
+    optional = program.optional_fields if batch else frozenset()
     missing = [n for n in program.fields if n not in batch and n not in optional]
     if missing:
         sites = ", ".join(repr(name) for name, _ in sample_sites(trace))
@@ -87,64 +87,18 @@ def simulate(program: Program, num: int, given: Batch | None, seed: int) -> Simu
     return Simulated(batch, trace)
 
 
-def check_amortized(program: Program, batch: Batch, seed: int) -> None:
-    """Refuse a guide that has no answer to new data.
-
-    Raises:
-        CannotTell: its latents are global, or belong to the data that it was fitted to, or it is a
-            point.
-    """
-    remedy = (
-        "it would have to be fitted again to every simulation. Fit it to a few simulated data "
-        "sets yourself, or compare it with NUTS (`against_nuts`) and by its Pareto k"
-    )
-    if any(isinstance(module, AutoGuide) for module in program.modules()):
-        raise CannotTell(
-            "the guide is an autoguide: its parameters belong to the data that it was fitted to, "
-            f"and {remedy}"
-        )
-    head = {name: value[:HEAD] for name, value in batch.items()}
-    turned = {name: value.roll(1, 0) for name, value in head.items()}
-    values = []
-    for data in (head, turned):
-        with isolated_rng(seed):
-            traces = run_traces(program.run_model, program.run_guide, (data,), {})
-        sites = dict(sample_sites(traces.guide))
-        values.append({n: (site["value"], log_prob_of(site)) for n, site in sites.items()})
-    if not values[0]:
-        raise CannotTell(
-            "the guide samples nothing: latents that are summed out have their exact posterior, "
-            "and there is no approximation to calibrate"
-        )
-    if has_global_latents(traces, batch_size(head)):
-        raise CannotTell(
-            f"the guide has latents outside the data plate; it is not amortized, and {remedy}"
-        )
-    _check_spread(traces)
-    same = (map(torch.equal, values[0][name], values[1][name]) for name in values[0])
-    if all(all(pair) for pair in same):
-        raise CannotTell(
-            "the guide draws the same latents whatever the data are; it is not amortized, and "
-            f"{remedy}"
-        )
-
-
-def _check_spread(traces: Traces) -> None:
-    """Refuse a guide that is a point, unless it is one at a draw of its own.
-
-    Raises:
-        CannotTell: naming the site.
-    """
-    model = dict(sample_sites(traces.model))
-    guide = dict(sample_sites(traces.guide))
-    if not set(guide) <= set(model):
-        return
-    for name, site in guide.items():
-        if is_point(site["fn"]) and not is_point(model[name]["fn"]):
-            raise CannotTell(
-                f"the guide is a point at {name!r}: all of its draws are equal, and it is no "
-                "posterior whose width could be right or wrong"
-            )
+@torch.no_grad()
+def _infers(program: Program, batch: Batch, field: str, seed: int) -> bool:
+    """Whether the guide samples a field that it is not given, as semi-supervised ones do labels."""
+    rest = {name: value[:HEAD] for name, value in batch.items() if name != field}
+    if field not in program.optional_fields or not rest:
+        return False
+    with evaluation_mode(program), isolated_rng(seed), program.scope():
+        try:
+            guide = poutine.trace(program.run_guide).get_trace(rest)
+        except Exception:  # it cannot do without: the default None is of the signature alone
+            return False
+    return any(name == field and not site["is_observed"] for name, site in sample_sites(guide))
 
 
 @dataclass

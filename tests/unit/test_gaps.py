@@ -168,3 +168,18 @@ def test_a_guide_without_a_variance_is_refitted():
     found = inference_gaps(Program(model, guide), {"x": x}, num_draws=100, steps=20)
     assert bool(found.refitted.isfinite().all())
     assert float(found.amortization.mean()) > 0
+
+
+def test_a_guide_with_a_row_of_parameters_for_each_datum_is_not_amortized():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: x / 2)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    with pytest.raises(CannotTell, match="parameters of its own for each datum"):
+        inference_gaps(Program(model, guide), {"x": torch.randn(5)})

@@ -18,10 +18,10 @@ from torch import nn
 from torch.distributions import CorrCholeskyTransform
 
 from inference import diagnose
-from inference.diagnostics import potential
+from inference.diagnostics import nuts, potential
 from inference.diagnostics.agreement import AgainstNuts, compare
 from inference.diagnostics.check import CannotTell
-from inference.diagnostics.nuts import against_nuts
+from inference.diagnostics.nuts import FEW, against_nuts
 from inference.diagnostics.potential import traced
 from ppl_models import Program
 from ppl_models.errors import PplError, UnknownNameError
@@ -170,6 +170,47 @@ def test_an_autoguide_is_of_all_its_data():
 
     program = Program(model, AutoNormal(model))
     assert len(against_nuts(program, {"x": torch.randn(3)}, **FAST).names) == 3
+
+
+def test_a_guide_with_a_row_of_parameters_for_each_datum_is_of_all_its_data():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: x / 2)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    for size in (FEW + 1, 2 * FEW, FEW):  # a part, half, and all of which would do else
+        program, data = Program(model, guide), {"x": torch.linspace(-3, 3, size)}
+        found = against_nuts(program, data, num_samples=20, warmup=5, num_draws=200)
+        assert len(found.names) == size
+        # Five standard errors of 200 draws with sd √½.
+        assert torch.allclose(found.guide_mean.float(), data["x"] / 2, atol=0.25)
+        assert len(program.param("loc")) == size
+    with pytest.raises(PplError, match="parameters for each of them"):
+        against_nuts(program, data, max_data=2)
+
+
+def test_the_guide_is_drawn_in_blocks(monkeypatch):
+    monkeypatch.setattr(nuts, "rows_at_once", lambda batch: 9)
+    program, rows = Correlated(), []
+    guide = program.guide
+
+    def watched(x):
+        rows.append(len(x))
+        guide(x)
+
+    monkeypatch.setattr(program, "guide", watched)
+    few = {"num_samples": 20, "warmup": 5, "num_draws": 50}
+    found = against_nuts(program, {"x": torch.tensor([[-9.0, 9.0], [2.0, -2.0]])}, **few)
+    assert max(rows) == 8
+    assert found.guide_draws.shape == (50, 4)
+    # Five standard errors of 50 draws with sd 1.
+    means = torch.tensor([-4.5, 4.5, 1.0, -1.0]).double()
+    assert torch.allclose(found.guide_mean, means, atol=0.71)
 
 
 @pytest.mark.parametrize("program", [BernoulliToy(), EnumeratedMixture()])

@@ -30,6 +30,7 @@ from inference.diagnostics.uniformity import (
 from ppl_models import Program
 from ppl_models.cvae import CVAE
 from ppl_models.errors import PplError
+from ppl_models.program import as_program
 from ppl_models.vae import VAE
 
 
@@ -173,6 +174,41 @@ def test_labels_are_given_or_drawn():
     assert simulation_based_calibration(program, 60, 9).names == by_class.names
 
 
+class Optional(Conjugate):
+    """With Pyro's usual signature of a guide."""
+
+    def guide(self, x=None):
+        super().guide(x)
+
+
+def test_a_field_with_a_default_is_given_to_a_guide_that_cannot_do_without():
+    found, adjusted = p_values(Optional())
+    assert found.names == ("z", LOG_JOINT)
+    assert min(adjusted.values()) > 1e-4
+    shifted, _ = p_values(Optional(shift=0.7))
+    assert verdicts(shifted)["sbc[z]"] == "bad"
+
+
+class Labelled(nn.Module):
+    """y ~ Bernoulli(½), x | y ~ N(y, 1); the guide samples y where it is not given."""
+
+    def model(self, x=None, y=None, *, size=1):
+        with pyro.plate("data", size if x is None else len(x), dim=-1):
+            y = pyro.sample("y", dist.Bernoulli(0.5), obs=y)
+            return pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+    def guide(self, x=None, y=None):
+        with pyro.plate("data", len(x), dim=-1):
+            if y is None:
+                pyro.sample("y", dist.Bernoulli(logits=x - 0.5))
+
+
+def test_a_label_that_the_guide_samples_is_ranked():
+    found, adjusted = p_values(Labelled())
+    assert found.names == ("y", LOG_JOINT)
+    assert min(adjusted.values()) > 1e-4
+
+
 def test_a_vae_and_a_discrete_vae_run():
     assert simulation_based_calibration(tiny_vae(), 60, 9).ranks.max() <= 9
     assert simulation_based_calibration(DiscreteVAE(one_hot=True), 60, 9).names[:1] == ("b[0]",)
@@ -187,9 +223,25 @@ def auto():
     return Program(model, AutoNormal(model))
 
 
+def fitted_rows():
+    """A row of parameters for each of 12 data."""
+
+    class Rows(Conjugate):
+        def guide(self, x):
+            loc = pyro.param("loc", lambda: 0.8 * x)
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(loc, 0.4))
+
+    program = as_program(Rows())
+    with program.scope():
+        program.run_guide({"x": torch.zeros(12)})
+    return program
+
+
 @pytest.mark.parametrize(
     ("program", "message"),
     [
+        (fitted_rows, "Shape mismatch.*not amortized"),
         (GlobalMean, "outside the data plate.*NUTS"),
         (GaussianToy, "whatever the data"),
         (auto, "autoguide"),
