@@ -89,16 +89,19 @@ def simulate(program: Program, num: int, given: Batch | None, seed: int) -> Simu
 
 @torch.no_grad()
 def _infers(program: Program, batch: Batch, field: str, seed: int) -> bool:
-    """Whether the guide samples a field that it is not given, as semi-supervised ones do labels."""
+    """Whether a field that is not given is a latent: the guide samples it, as semi-supervised ones
+    do labels, or the model sums it out.
+    """
     rest = {name: value[:HEAD] for name, value in batch.items() if name != field}
     if field not in program.optional_fields or not rest:
         return False
     with evaluation_mode(program), isolated_rng(seed), program.scope():
         try:
-            guide = poutine.trace(program.run_guide).get_trace(rest)
+            traces = run_traces(program.run_model, program.run_guide, (rest,), {})
         except Exception:  # it cannot do without: the default None is of the signature alone
             return False
-    return any(name == field and not site["is_observed"] for name, site in sample_sites(guide))
+    summed = traces.model.nodes[field]["infer"].get("enumerate")
+    return bool(summed) or any(name == field for name, _ in sample_sites(traces.guide))
 
 
 @dataclass
