@@ -43,6 +43,15 @@ def test_tails_make_the_standard_deviation_uncertain():
     assert doubted(Normal(0.0, 1.0), Normal(0.0, 0.6))["nuts_sd"] == 20
 
 
+def test_the_interval_tells_a_narrow_guide_where_tails_leave_the_deviation_unsure():
+    heavy, narrow = (StudentT(torch.tensor(2.5), 0.0, scale) for scale in (1.0, 0.4))
+    runs = [found(heavy, narrow, seed) for seed in range(20)]
+    unsure = [bool((r.sd_ratio.log().abs() < 3 * r.sd_error).any()) for r in runs]
+    assert sum(unsure) >= 5
+    assert {run.checks()[1].verdict for run in runs} <= {"warning", "bad"}
+    assert "interval" in runs[0].checks()[1].message
+
+
 @pytest.mark.parametrize("width", [1.0, 3.0])
 def test_standard_errors_are_those_of_repetitions(width):
     """Of the scatter of 600 numbers the error is 3 %; tolerances are five of these or more."""
