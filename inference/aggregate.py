@@ -24,7 +24,7 @@ from torch import Tensor
 
 from inference.devices import isolated_rng
 from inference.elbo.traces import Site, run_traces, sample_sites
-from inference.sites import is_point, known_support
+from inference.sites import is_point, known_support, masks_of
 from inference.weights import batch_size, evaluation_mode
 from ppl_models.errors import PplError, ProgramError, UnknownNameError
 from ppl_models.program import Batch, as_program
@@ -142,17 +142,11 @@ def _check_local(name: str, site: Site, num_data: int) -> None:
 
 def _check_counted(name: str, site: Site, num_data: int) -> None:
     """Refuse a site that a mask hides for some data: there it has no posterior."""
-    masks = [site["mask"]]
-    fn = site["fn"]
-    while fn is not None:
-        masks.append(getattr(fn, "_mask", None))
-        fn = getattr(fn, "base_dist", None)
-    for mask in masks:
-        if isinstance(mask, Tensor) and bool(mask.any()) and not bool(mask.all()):
-            raise ProgramError(
-                f"a mask hides site {name!r} for some of the {num_data} data, and what is hidden "
-                "has no posterior; give the data for which it counts"
-            )
+    if any(bool(mask.any()) and not bool(mask.all()) for mask in masks_of(site)):
+        raise ProgramError(
+            f"a mask hides site {name!r} for some of the {num_data} data, and what is hidden has "
+            "no posterior; give the data for which it counts"
+        )
 
 
 def _information(guide_site: Site, model_site: Site, z: Tensor) -> tuple[Any, Any]:

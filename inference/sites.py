@@ -90,10 +90,15 @@ def is_point(fn: Any) -> bool:
     return isinstance(innermost(fn), Delta)
 
 
-def hides(site: Mapping[str, Any]) -> bool:
-    """Whether a mask takes entries of a site out of its density: its own, or its distribution's."""
+def masks_of(site: Mapping[str, Any]) -> list[Tensor]:
+    """The masks of a site: its own, and its distribution's."""
     fn, masks = site["fn"], [site["mask"]]
     while hasattr(fn, "base_dist"):
         masks.append(getattr(fn, "_mask", None))
         fn = fn.base_dist
-    return not all(mask is None or bool(torch.as_tensor(mask).all()) for mask in masks)
+    return [torch.as_tensor(mask) for mask in masks if mask is not None]
+
+
+def hides(site: Mapping[str, Any]) -> bool:
+    """Whether a mask takes entries of a site out of its density."""
+    return not all(bool(mask.all()) for mask in masks_of(site))

@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models import Program
+
 
 class Conjugate(nn.Module):
     """z ~ N(0, 1), x | z ~ N(z, s²); the posterior is N(x/(1 + s²), s²/(1 + s²)).
@@ -105,3 +107,19 @@ class TwoCodes(nn.Module):
 
 def normal_data(size: int, scale: float = 1.0, seed: int = 0) -> Tensor:
     return scale * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def rows_of_parameters() -> Program:
+    """z_n ~ N(0, 1), x_n ~ N(z_n, 1), and a guide with a ``pyro.param`` row for every datum."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: x / 2)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
+
+    return Program(model, guide)

@@ -112,3 +112,14 @@ def test_a_site_that_a_mask_hides_for_some_data_is_refused():
 
     with pytest.raises(ProgramError, match="a mask hides site 'z' for some of the 1500 data"):
         aggregated_posterior(Ragged(1.0, 0.0, 1.0), {"x": X})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_data_that_were_drawn_with_the_same_seed_share_no_draws(seed):
+    """With torch.manual_seed(0) before the data, seed 0 would give the data's own latents."""
+    torch.manual_seed(0)
+    x = torch.randn(500)
+    x = x + torch.randn(500)
+    found = aggregated_posterior(Linear(0.5, 0.0, 0.5**0.5), {"x": x}, seed=seed)
+    assert found.mutual_information == pytest.approx(0.5 * math.log(2), abs=0.1)
+    assert found.mmd < found.mmd_of_chance

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from posterior_programs import rows_of_parameters
 from programs import BernoulliToy, EnumeratedMixture, GlobalMean
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
@@ -173,18 +174,8 @@ def test_an_autoguide_is_of_all_its_data():
 
 
 def test_a_guide_with_a_row_of_parameters_for_each_datum_is_of_all_its_data():
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        loc = pyro.param("loc", lambda: x / 2)
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(loc, 0.5**0.5))
-
     for size in (FEW + 1, 2 * FEW, FEW):  # a part, half, and all of which would do else
-        program, data = Program(model, guide), {"x": torch.linspace(-3, 3, size)}
+        program, data = rows_of_parameters(), {"x": torch.linspace(-3, 3, size)}
         found = against_nuts(program, data, num_samples=20, warmup=5, num_draws=200)
         assert len(found.names) == size
         # Five standard errors of 200 draws with sd √½.
