@@ -92,9 +92,12 @@ class PredictiveCheck:
         else:
             verdict = "bad" if p <= REJECTED else "warning"
             text += (
-                "The model does not draw data like these, and the check is a lenient one (a "
-                "replicate has seen its datum)."
+                "The model does not draw data like these"
+                if verdict == "bad"
+                else "The model seldom draws data like these (of twenty statistics of a right "
+                "model one may be so)"
             )
+            text += ", and the check is a lenient one (a replicate has seen its datum)."
         return Check(f"predictive[{name}]", verdict, text, p, DOUBTFUL, numbers)
 
 
