@@ -152,7 +152,7 @@ def evaluate_by(
     if num_particles < 1:
         raise PplError(f"num_particles must be at least 1, got {num_particles}")
     totals = _Totals(num_particles, num_data)
-    with evaluation_mode(program), isolated_rng(seed, "evaluate"):
+    with evaluation_mode(program), isolated_rng(seed):
         for batch in as_batches(batches):
             _add_batch(totals, program, batch, take, max_rows)
     return totals.result(log_jacobian, program.deterministic_guide)
