@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -97,18 +98,21 @@ class Diagnosis:
         """Write ``diagnosis.json``, the pictures, and ``diagnosis.html`` with both in one page.
 
         Args:
-            folder: made if it is not there; files of these names are replaced.
+            folder: made if it is not there; an earlier diagnosis in it is replaced, pictures too.
 
         Returns:
             The files by name.
         """
         folder = Path(folder)
         pictures = {name: png(figure) for name, figure in self.figures().items()}
+        told = self.to_dict() | {"pictures": [f"{name}.png" for name in pictures]}
         contents = {
-            "diagnosis.json": self.to_json().encode(),
+            "diagnosis.json": to_json(told, indent=2, ensure_ascii=False).encode(),
             "diagnosis.html": self._page(pictures).encode(),
             **{f"{name}.png": content for name, content in pictures.items()},
         }
+        for name in _former_pictures(folder / "diagnosis.json"):
+            (folder / name).unlink(missing_ok=True)
         for name, content in contents.items():
             write_atomically(folder / name, content)
         return {name: folder / name for name in contents}
@@ -172,3 +176,12 @@ figure {{ margin: 1.5rem 0 }} img {{ max-width: 100% }}
 <p>{settings}</p>
 </body></html>
 """
+
+
+def _former_pictures(path: Path) -> list[str]:
+    """Pictures that a saved diagnosis names; none where there is none."""
+    try:
+        named = json.loads(path.read_text())["pictures"]
+        return [Path(name).name for name in named if name.endswith(".png")]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

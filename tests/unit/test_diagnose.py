@@ -202,3 +202,12 @@ def test_draws_that_the_prior_makes_impossible_are_bad_and_the_rest_is_drawn(tmp
     assert verdicts["evidence_gap"] == verdicts["posterior_collapse[z]"] == "bad"
     found.save(tmp_path)
     assert (tmp_path / "diagnosis.json").is_file()
+
+
+def test_an_earlier_diagnosis_leaves_no_pictures(tmp_path):
+    (tmp_path / "mine.png").touch()
+    program, few = TwoCodes(), {"num_samples": 30}
+    diagnose(program, {"x": X}, checks="surgery", **few).save(tmp_path)
+    assert (tmp_path / "latent_dimensions.png").is_file()
+    files = diagnose(program, {"x": X}, checks="evidence", **few).save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.png", *files}
