@@ -28,7 +28,7 @@ def diagnose_run(
     *,
     out: str | None = None,
     checks: list[str] | str | None = None,
-    num_data: int = 200,
+    max_data: int = 200,
     num_samples: int = 1000,
     thorough: bool = False,
     checkpoint: str = "best",
@@ -47,7 +47,7 @@ def diagnose_run(
         checks: names, as importance,loo, of: importance, evidence, surgery, predictive, loo,
             labels, sbc, gaps, nuts; those that apply and cost little (all but the last three)
             when left out.
-        num_data: test data that are looked at.
+        max_data: test data that are looked at, at most.
         num_samples: draws from the guide a datum.
         thorough: the costly checks as well.
         checkpoint: best (by validation ELBO) or last.
@@ -60,7 +60,7 @@ def diagnose_run(
         opened,
         checks=_names(checks),
         num_samples=num_samples,
-        max_data=num_data,
+        max_data=max_data,
         thorough=thorough,
         seed=seed,
     )

@@ -16,7 +16,7 @@ def test_the_command(capsys, tmp_path):
     words = ["train", "vae", "--data", "digits", "--epochs", "1", "--model.latent_dim", "2"]
     assert main([*words, "--model.hidden_dims", "[8]", "--out", str(run)]) == 0
     capsys.readouterr()
-    few = ["--num_data", "20", "--num_samples", "60"]
+    few = ["--max_data", "20", "--num_samples", "60"]
     assert main(["diagnose", str(run), *few, "--checks", "importance,evidence"]) == 0
     out = capsys.readouterr().out
     assert "pareto_k" in out
