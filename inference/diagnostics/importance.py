@@ -32,6 +32,8 @@ EQUAL = 1e-3
 """Nats; log weights that differ by less are equal, and the draws as good as the posterior's."""
 MOST_SPREAD = 700.0
 """Nats below the largest log weight, where a weight is 0 in float64."""
+FEW_DRAWS, UNCERTAIN = 2000, 0.2
+"""Draws below which a k that is so near to the threshold may lie on its other side."""
 TOLERATED = 0.05
 """Share of data above the threshold that is let pass."""
 
@@ -197,6 +199,8 @@ class ImportanceWeights:
             return Check("pareto_k", "cannot tell", text, k, self.threshold, self._numbers())
         verdict = "ok" if k <= self.threshold else "bad"
         text = f"k = {k:.2f} of the {how}: {meaning(k, self.threshold)}"
+        if self.num_samples < FEW_DRAWS and abs(k - self.threshold) < UNCERTAIN:
+            text += f" Of {self.num_samples} draws k is uncertain by {UNCERTAIN}: give 4,000."
         return Check("pareto_k", verdict, text, k, self.threshold, self._numbers())
 
     def _of_data(self) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -77,6 +78,10 @@ def test_a_global_latent_is_weighed_jointly_over_all_data():
     assert away.joint
     assert away.pareto_k.shape == (1,)
     assert away.checks()[0].verdict == "bad"
+    assert "uncertain" not in away.checks()[0].message
+    near = replace(away, pareto_k=np.array([away.threshold + 0.1]))
+    assert "k is uncertain by 0.2: give 4,000" in near.checks()[0].message
+    assert "uncertain" not in replace(near, num_samples=4000).checks()[0].message
     assert away.figures() == {}
 
 
